@@ -1,0 +1,84 @@
+# `make` lists the targets. They need Python 3.10+, pip and a network for the first install; PYTHON and VENV choose others.
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+FLAGS   ?=
+
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+
+# A stamp is newer than the files that say what to install, so a second start installs nothing.
+META    := settings.ini setup.py pyproject.toml
+PACKAGE := $(VENV)/.package-installed
+DEV     := $(VENV)/.dev-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test dev lint export export-check notebooks readme readme-check links docs docs-check wheel clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(PACKAGE): $(META) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(DEV): $(META) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@ $(PACKAGE)
+
+demo: $(PACKAGE)  ## learn five tasks on real images, in about a minute; results in runs/demo
+	$(BIN)/ham-train --preset demo --out runs/demo --overwrite
+
+dev: $(DEV)  ## install the package and the tools to work on it
+
+# One thread per worker: two notebooks with full thread pools on two cores slow each other down.
+test: $(DEV)  ## run every notebook, then the tests (FLAGS="slow cuda data" adds the cells so marked)
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --timing --flags "$(FLAGS)"
+	$(BIN)/python -m pytest
+
+lint: $(DEV)  ## check the exported modules, scripts and tests with ruff
+	$(BIN)/ruff check .
+
+export: $(DEV)  ## write ham_nb/ from the notebooks, and clean the notebooks
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+
+# Compares the work tree before and after, so it also works while you have changes of your own.
+STATE := { git status --porcelain; git diff; } | git hash-object --stdin
+export-check: $(DEV)  ## fail if `make export` would change a file
+	@before=$$($(STATE)); $(BIN)/nbdev-export && $(BIN)/nbdev-clean || exit 1; \
+	if [ "$$before" != "$$($(STATE))" ]; then git --no-pager diff --stat; \
+	echo 'ham_nb/ or a notebook was not current: run `make export` and commit the result.'; exit 1; fi; \
+	echo 'notebooks are clean and ham_nb/ is what they export'
+
+notebooks: $(DEV)  ## run the notebooks and store their outputs (cells that are skipped keep theirs)
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --save --n-workers $(WORKERS) --timing --flags "$(FLAGS)"
+	$(BIN)/nbdev-clean
+
+readme: $(DEV)  ## write README.md from nbs/index.ipynb
+	$(BIN)/python scripts/readme.py
+
+readme-check: $(DEV)  ## fail if README.md is not current
+	$(BIN)/python scripts/readme.py --check
+
+links: $(DEV)  ## carry `repository` of settings.ini to every address in the project
+	$(BIN)/python scripts/links.py
+	$(BIN)/nbdev-export
+	$(BIN)/python scripts/readme.py
+
+docs: $(DEV)  ## build the docs site in _docs (needs Quarto)
+	@command -v quarto > /dev/null || { echo 'Quarto is not installed: see https://quarto.org/docs/get-started (`make docs-check` works without it)'; exit 1; }
+	$(BIN)/nbdev-docs
+
+docs-check: $(DEV)  ## check sidebar, links and pages of the docs, without Quarto
+	$(BIN)/python scripts/docs_check.py
+
+wheel: $(DEV)  ## build the wheel in dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove builds and caches (not .venv, not runs/)
+	rm -rf build dist *.egg-info _docs _proc .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

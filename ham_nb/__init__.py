@@ -1,0 +1,11 @@
+"""A frozen vision transformer learns task after task. Each task trains a low-rank adapter (LoRA) with an importance scalar; adapters that are alike are grouped as they arrive, into at most `g_max` groups; each is scaled, pruned and merged into its group; at the end everything folds into one plain timm model. This is HAM, *Hierarchical Adapters Merging* ([arXiv 2509.13211](https://arxiv.org/abs/2509.13211)), for any timm ViT and for your own images."""
+
+__version__ = "0.1.0"
+
+from ham_nb.backbone import load_backbone
+from ham_nb.baselines import Frozen, Sequential
+from ham_nb.continual import Run, begin, learn
+from ham_nb.data import TaskStream
+from ham_nb.ham import HAM
+from ham_nb.plots import plot_curves
+from ham_nb.train import TrainConfig

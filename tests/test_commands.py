@@ -1,0 +1,323 @@
+"The commands as a user calls them"
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from fastcore.docments import docments
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import ham_nb
+from ham_nb import cli
+from ham_nb.backbone import nano_vit
+from ham_nb.cli import report_command, train_command
+from ham_nb.ham import HAM
+from ham_nb.metrics import all_metrics
+
+TINY = '--dataset toy --tasks 6 --natural-order --limit-per-class 16 --epochs 1 --bs 8 --device cpu'.split()
+TASKS = 6
+
+def call(command, *args, cwd):
+    "Run a command in a process of its own: the installed script, or the same function where the package is not installed"
+    script = Path(sysconfig.get_path('scripts'))/f'ham-{command}'
+    function = f'import sys; from ham_nb.cli import {command}_command; sys.exit({command}_command())'
+    env = {**os.environ, 'PYTHONPATH': str(Path(ham_nb.__file__).parents[1])}
+    start = [script] if script.exists() else [sys.executable, '-c', function]
+    return subprocess.run([*start, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+def read(out): return json.loads((Path(out)/'results.json').read_text(), parse_constant=lambda c: pytest.fail(f'{c} is not JSON'))
+def contents(folder): return {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
+def same_tensors(f, g):
+    f, g = load_file(f), load_file(g)
+    return f.keys() == g.keys() and all(torch.equal(f[k], g[k]) for k in f)
+
+def assert_refused(capsys, code, *words):
+    "Exit code 2, one clear sentence on stderr"
+    err = capsys.readouterr().err
+    assert code == 2
+    assert len(err.splitlines()) == 1 and err.startswith('ham-'), err
+    for w in words: assert w in err, err
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A finished run, as `ham-train` leaves it"
+    cwd = tmp_path_factory.mktemp('user')
+    done = call('train', *TINY, '--out', 'runs/first', cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd/'runs'/'first', done
+
+# -- help
+
+@pytest.mark.parametrize('command, options', [(train_command, cli.train_options), (report_command, cli.report_options)],
+                         ids=['ham-train', 'ham-report'])
+def test_help_explains_every_option(command, options, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '500')
+    with pytest.raises(SystemExit) as e: command(['--help'])
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert e.value.code == 0 and inspect.getdoc(options) in shown
+    for name, p in inspect.signature(options).parameters.items():
+        if p.kind is not p.VAR_POSITIONAL: name = '--' + name.replace('_', '-')
+        text = docments(options)[p.name]
+        assert text and re.search(rf'{name} .*?{re.escape(text)}', shown), name
+
+@pytest.mark.parametrize('command', [train_command, report_command])
+@pytest.mark.parametrize('args', [['--colour', 'red'], ['--epo', '1']], ids=['unknown', 'abbreviated'])
+def test_unknown_options_are_errors(command, args, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e: command(args)
+    assert e.value.code == 2 and args[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+def test_a_value_of_the_wrong_kind_is_an_error(capsys, tmp_path):
+    with pytest.raises(SystemExit) as e: train_command([*TINY, '--rank', 'four', '--out', str(tmp_path/'run')])
+    assert e.value.code == 2 and 'rank' in capsys.readouterr().err and not (tmp_path/'run').exists()
+
+def test_options_override_a_preset():
+    demo = cli.parse(cli.train_options, 'ham-train', ['--preset', 'demo', '--epochs', '1'])
+    assert demo['epochs'] == 1 and demo['dataset'] == 'digits'
+    assert cli.parse(cli.train_options, 'ham-train', [])['epochs'] != cli.PRESETS['demo']['epochs']  # and do not leak out of it
+
+# -- a run
+
+def test_train_writes_a_result_card(trained):
+    out, _ = trained
+    c = read(out)
+    assert {'method', 'metrics', 'accuracy_matrix', 'config', 'class_order', 'versions', 'seconds_per_task', 'merge_reports'} <= set(c)
+    assert c['method'] == 'ham' and c['class_order'] == list(range(12))
+    R = c['accuracy_matrix']
+    assert [len(row) for row in R] == [1, 2, 3, 4, 5, 6] and all(0 <= a <= 1 for row in R for a in row)
+    assert c['metrics'] == {**c['metrics'], **all_metrics(R)}
+    assert {'final_accuracy', 'average_incremental_accuracy', 'forgetting'} <= set(c['metrics'])
+    assert len(c['seconds_per_task']) == TASKS and all(s > 0 for s in c['seconds_per_task'])
+    assert {'ham_nb', 'torch', 'timm', 'python', 'device'} <= set(c['versions']) and c['versions']['ham_nb'] == ham_nb.__version__
+    assert c['config']['preprocess']['mean'] == [.5, .5, .5]
+
+def test_merge_reports_say_what_was_decided(trained):
+    reports = read(trained[0])['merge_reports']
+    assert [r['task'] for r in reports] == list(range(TASKS))
+    groups = 0
+    for r in reports:
+        assert len(r['similarities']) == len(r['group_importances']) == groups and -1 <= min(r['similarities'], default=0)
+        assert {'opened', 'forced', 'runner_up', 'importance'} <= set(r)
+        assert r['kept'] == r['kept_energy'] == 1 and r['discarded_energy'] == r['prune_error'] == 0  # keep=1, no rank budget
+        assert r['rank_before'] == r['rank_after'] >= 8
+        groups += r['opened']
+    assert sum(r['rank_after'] for r in {r['group']: r for r in reports}.values()) == 8 * TASKS
+
+def test_train_draws_figures(trained):
+    out, _ = trained
+    for name in 'accuracy.png', 'groups.png':
+        with Image.open(out/name) as im: assert min(im.size) > 100
+    assert {p.name for p in out.iterdir()} == {'results.json', 'accuracy.png', 'groups.png', read(out)['state']}
+
+def test_train_prints_settings_and_a_table(trained):
+    out, done = trained
+    c = read(out)
+    for text in 'ham', 'toy', str(c['class_order']), 'nano_vit.omniglot', "'mean'", c['versions']['torch']: assert text in done.stdout
+    lines = [l.split() for l in done.stdout.splitlines()]
+    for t, row in enumerate(c['accuracy_matrix']):
+        assert any(l[:2] == [str(t), f'{100 * row[-1]:.1f}%'] for l in lines)
+    assert f"{100 * c['metrics']['final_accuracy']:.1f}" in done.stdout.splitlines()[-1]
+
+def test_a_run_is_not_replaced_unasked(trained, capsys):
+    out, _ = trained
+    before = contents(out)
+    assert_refused(capsys, train_command([*TINY, '--out', str(out)]), str(out), 'overwrite')
+    assert contents(out) == before
+
+def test_a_mistake_does_not_cost_the_run_it_would_replace(trained, capsys):
+    out, _ = trained
+    before = contents(out)
+    assert_refused(capsys, train_command([*TINY, '--out', str(out), '--overwrite', '--rank', '0']), 'rank')
+    assert contents(out) == before
+
+def test_overwrite_leaves_nothing_of_the_old_run(tmp_path):
+    out = str(tmp_path)
+    assert train_command([*TINY, '--tasks', '2', '--out', out]) == 0
+    assert train_command([*TINY, '--tasks', '3', '--out', out, '--overwrite', '--method', 'frozen', '--head', 'ridge']) == 0
+    c = read(out)
+    assert c['method'] == 'frozen' and c['config']['head'] == 'ridge' and len(c['accuracy_matrix']) == 3
+    assert set(contents(out)) == {Path(n) for n in ('results.json', 'accuracy.png', 'state-003.safetensors')}
+
+def test_resume_refuses_other_settings(trained, capsys):
+    out, _ = trained
+    before = contents(out)
+    assert_refused(capsys, train_command([*TINY, '--out', str(out), '--resume', '--tau', '.3']), '0.3', '0.1')
+    assert contents(out) == before
+
+def test_resume_of_a_finished_run_changes_nothing(trained, capsys):
+    out, _ = trained
+    before = read(out)
+    assert train_command([*TINY, '--out', str(out), '--resume']) == 0
+    assert read(out) == before
+
+@pytest.mark.parametrize('damage', ['card', 'state', 'no state'])
+def test_resume_of_a_damaged_run_is_refused(damage, trained, tmp_path, capsys):
+    files = {p.name: b for p, b in contents(trained[0]).items()}
+    state = next(n for n in files if n.startswith('state'))
+    if damage == 'no state': del files[state]
+    else:
+        name = {'card': 'results.json', 'state': state}[damage]
+        files[name] = files[name][:len(files[name]) // 2]
+    for name, b in files.items(): (tmp_path/name).write_bytes(b)
+    assert_refused(capsys, train_command([*TINY, '--out', str(tmp_path), '--resume']), 'results.json' if damage == 'card' else state)
+
+def test_several_methods_each_get_a_folder_and_a_comparison(tmp_path, capsys):
+    out = tmp_path/'both'
+    assert train_command([*TINY, '--tasks', '2', '--method', 'frozen, ham', '--out', str(out)]) == 0
+    assert [read(out/m)['method'] for m in ('frozen', 'ham')] == ['frozen', 'ham']
+    table = capsys.readouterr().out
+    assert '| frozen |' in table and '| ham |' in table
+    assert (out/'report.md').exists() and (out/'curves.png').exists()
+
+# -- ham-report
+
+def test_report_compares_runs(trained, tmp_path):
+    out, _ = trained
+    done = call('report', str(out), str(out.parent), '--out', 'here', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path/'here'/'report.md').read_text()
+    m = read(out)['metrics']
+    for k in 'final_accuracy', 'average_incremental_accuracy', 'forgetting':
+        assert f'| {100 * m[k]:.1f} |' in done.stdout and f'| {100 * m[k]:.1f} |' in written
+    with Image.open(tmp_path/'here'/'curves.png') as im: assert min(im.size) > 100
+
+def test_report_refuses_what_holds_no_run(tmp_path, capsys):
+    assert_refused(capsys, report_command([str(tmp_path)]), str(tmp_path), 'no run')
+    assert_refused(capsys, report_command([str(tmp_path/'nowhere')]), 'nowhere', 'no run')
+    assert_refused(capsys, report_command([]), 'at least one folder')
+    for card in '{"method": "ham"', '{}', '[]':
+        (tmp_path/'results.json').write_text(card)
+        assert_refused(capsys, report_command([str(tmp_path)]), str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ['results.json']
+
+# -- bad input
+
+def images(folder, **classes):
+    for name, n in classes.items():
+        (folder/name).mkdir(parents=True)
+        for i in range(n): Image.new('RGB', (12, 12), (20 * i, 90, 30)).save(folder/name/f'{i}.png')
+    return folder
+
+def weights(tmp, keep=1., model=None):
+    save_file((model or nano_vit()).state_dict(), f := tmp/'weights.safetensors')
+    b = f.read_bytes()
+    f.write_bytes(b[:int(keep * len(b))])
+    return ['--weights', f]
+
+def folder(path, tasks=2): return ['--dataset', 'folder', '--data-root', path, '--tasks', str(tasks)]
+def split_folder(tmp): images(tmp/'train', ant=2, bee=2); images(tmp/'test', ant=2, cow=2); return folder(tmp)
+def unreadable(tmp, data): (images(tmp, ant=3, bee=3)/'bee'/'broken.jpg').write_bytes(data); return folder(tmp)
+def half_a_png(tmp): (f := images(tmp, ant=3, bee=3)/'bee'/'0.png').write_bytes(f.read_bytes()[:45]); return folder(tmp)
+def no_network(*args, **kwargs): raise OSError('no network')
+def a_file(tmp): (tmp/'file').write_text('x'); return tmp/'file'
+
+bad = { # name: (arguments, words of the message)
+    'dataset': ('--dataset mnist', 'mnist', 'digits'),
+    'backbone': ('--backbone vit_of_my_dreams', 'vit_of_my_dreams'),
+    'backbone, a typo': ('--backbone vit_tiny_patch16_224.augreg_in21k_ft_in1', 'did you mean vit_tiny_patch16_224.augreg_in21k_ft_in1k'),
+    'backbone without a tag': ('--backbone vit_tiny_patch16_224', 'ambiguous', 'vit_tiny_patch16_224.augreg_in21k_ft_in1k'),
+    'backbone that is no vit': ('--backbone resnet18.a1_in1k', 'resnet18.a1_in1k', 'not a vision transformer'),
+    'target': ('--targets attn.kqv', 'attn.kqv', 'attn.qkv'),
+    'target and a part of it': ('--targets attn.q,attn.qkv', 'attn.qkv'),
+    'method': ('--method hum', 'hum', 'ham'),
+    'one of several methods': ('--method ham,hum', 'hum'),
+    'the same method twice': ('--method ham,ham', 'ham'),
+    'preset': ('--preset demos', 'demos', 'demo'),
+    'head': ('--head prototypes', 'prototypes', 'ridge'),
+    'device': ('--device abacus', 'abacus', 'cpu'),
+    'weights missing': ('--weights nowhere.safetensors', 'nowhere.safetensors'),
+    'weights truncated': (lambda tmp: weights(tmp, .9), 'weights.safetensors', 'not a readable'),
+    'weights cut in the header': (lambda tmp: weights(tmp, 1e-4), 'weights.safetensors', 'not a readable'),
+    'weights empty': (lambda tmp: weights(tmp, 0), 'weights.safetensors', 'not a readable'),
+    'weights of another architecture': (lambda tmp: weights(tmp, model=timm.create_model('vit_tiny_patch16_224', depth=1)),
+                                        'weights.safetensors', 'nano_vit.omniglot'),
+    'rank 0': ('--rank 0', 'rank', 'got 0'),
+    'rank larger than the layer': ('--rank 97', 'rank', '96', 'got 97'),
+    'tau above 1': ('--tau 1.01', 'tau', '[-1, 1]', '1.01'),
+    'tau below -1': ('--tau -1.01', 'tau', '[-1, 1]', '-1.01'),
+    'tau not a number': ('--tau nan', 'tau', 'nan'),
+    'keep 0': ('--keep 0', 'keep', '(0, 1]', 'got 0'),
+    'keep above 1': ('--keep 1.5', 'keep', '(0, 1]', 'got 1.5'),
+    'no group': ('--g-max 0', 'g_max', 'got 0'),
+    'group rank 0': ('--group-rank 0', 'group_rank', 'got 0'),
+    'energy above 1': ('--energy 1.5', 'energy', 'got 1.5'),
+    'more tasks than classes': ('--tasks 13', '12 classes', '13 tasks'),
+    'no task': ('--tasks 0', '12 classes', '0 tasks'),
+    'image size': ('--image-size 30', '30', 'patch size 8'),
+    'image size 0': ('--image-size 0', 'Image size 0'),
+    'epochs 0': ('--epochs 0', 'epochs', 'got 0'),
+    'lr 0': ('--lr 0', 'lr', 'got 0'),
+    'label smoothing above 1': ('--label-smoothing 2', 'label_smoothing', '2'),
+    'negative weight decay': ('--weight-decay -1', 'weight_decay', '-1'),
+    'nothing visible': ('--min-zoom 0', 'zoom', '0'),
+    'resume of nothing': ('--resume', 'no run to resume'),
+    'resume and overwrite': ('--resume --overwrite', 'resume', 'overwrite'),
+    'folder without a path': ('--dataset folder', '--data-root'),
+    'folder missing': (lambda tmp: folder(tmp/'nowhere'), 'No such folder', 'nowhere'),
+    'folder is a file': (lambda tmp: folder(a_file(tmp)), 'No such folder', 'file'),
+    'folder empty': (lambda tmp: folder(tmp), 'No images'),
+    'folder with an empty class': (lambda tmp: folder(images(tmp, ant=3, bee=0)), 'bee', 'no image'),
+    'folder with one class': (lambda tmp: folder(images(tmp, ant=3), 1), '1 class', 'at least 2'),
+    'folder with a class of one image': (lambda tmp: folder(images(tmp, ant=3, bee=1)), 'bee', '1 image'),
+    'folder with an unreadable image': (lambda tmp: unreadable(tmp, b'no image'), 'broken.jpg'),
+    'folder with an empty image': (lambda tmp: unreadable(tmp, b''), 'broken.jpg'),
+    'folder with half an image': (half_a_png, '0.png'),
+    'folder whose test classes differ': (split_folder, 'train', 'test', 'bee'),
+    'cifar100 missing': (lambda tmp: ['--dataset', 'cifar100', '--data-root', tmp/'cifar'], 'CIFAR-100', 'cifar'),
+}
+
+@pytest.mark.parametrize('case', bad)
+def test_bad_input(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('urllib.request.urlopen', no_network)
+    args, *words = bad[case]
+    (tmp_path/'data').mkdir()
+    args = args.split() if isinstance(args, str) else [str(a) for a in args(tmp_path/'data')]
+    code = train_command([*TINY, *args, '--out', str(tmp_path/'runs'/'out')])
+    assert_refused(capsys, code, *words)
+    assert [p.name for p in tmp_path.iterdir()] == ['data']
+
+@pytest.mark.parametrize('out', ['file', 'file/below'])
+def test_out_that_cannot_be_a_folder(out, tmp_path, capsys):
+    a_file(tmp_path)
+    assert_refused(capsys, train_command([*TINY, '--out', str(tmp_path/out)]), 'file')
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    done = call('train', *TINY, '--keep', '0', '--out', 'runs/out', cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr == 'ham-train: error: keep must lie in (0, 1], got 0.0.\n'
+    assert not list(tmp_path.iterdir())
+
+# -- a loss that is no number
+
+def test_divergence_in_the_first_task_leaves_no_run(tmp_path, capsys):
+    assert_refused(capsys, train_command([*TINY, '--lr', '1e30', '--out', str(tmp_path/'run')]), 'loss', 'task 0', 'step', 'lr')
+    assert not contents(tmp_path)
+
+def test_divergence_in_the_last_step_is_seen(tmp_path, capsys):
+    "Two steps: the head moves in the first, the adapters in the second, whose result no loss shows"
+    assert_refused(capsys, train_command([*TINY, '--bs', '16', '--lr', '1e30', '--out', str(tmp_path/'run')]), 'task 0')
+    assert not contents(tmp_path)
+
+def test_divergence_keeps_the_last_good_state(trained, tmp_path, capsys, monkeypatch):
+    out = tmp_path/'run'
+    with monkeypatch.context() as m:
+        m.setattr(HAM, 'penalty', lambda self: torch.tensor(float('nan') if len(self.reports) == 2 else 0.), raising=False)
+        code = train_command([*TINY, '--out', str(out)])
+    assert_refused(capsys, code, 'nan', 'task 2', 'step 0')
+    card = read(out)
+    assert len(card['accuracy_matrix']) == len(card['merge_reports']) == 2
+    assert set(contents(out)) == {Path('results.json'), Path('state-002.safetensors')}
+    assert all(t.isfinite().all() for t in load_file(out/'state-002.safetensors').values())
+    assert train_command([*TINY, '--out', str(out), '--resume']) == 0
+    straight = trained[0]
+    assert read(out)['accuracy_matrix'] == read(straight)['accuracy_matrix']
+    assert same_tensors(out/'state-006.safetensors', straight/'state-006.safetensors')

@@ -1,0 +1,195 @@
+"A run over a stream: the same every time, also after an interruption"
+import json
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch.testing import assert_close
+
+from ham_nb import continual
+from ham_nb.backbone import NANO, extract, load_backbone
+from ham_nb.baselines import Frozen, Sequential
+from ham_nb.cli import PRESETS, parse, train_options
+from ham_nb.continual import begin, learn, read_card, state_tensors
+from ham_nb.data import TaskStream, toy
+from ham_nb.ham import HAM
+from ham_nb.lora import LoRALinear
+from ham_nb.train import Diverged, TrainConfig
+
+QUICK = dict(train=TrainConfig(epochs=1, bs=8), device='cpu', seed=3)
+
+@pytest.fixture(scope='module')
+def stream(): return TaskStream.named('toy', tasks=4, seed=0, limit_per_class=8)
+
+runs = { # method, head, and settings of the run
+    'ham': (HAM, dict(), 'prototype', dict()),
+    'ham, other choices': (HAM, dict(importance='layer', start='independent', keep=.5, group_rank=6, g_max=2), 'linear', dict(rank=4)),
+    'ham, other layers': (HAM, dict(similarity='cka', tau=.9), 'cosine', dict(targets='attn.q,attn.v,mlp.fc1')),
+    'sequential': (Sequential, dict(), 'ridge', dict(scale=2.)),
+    'frozen': (Frozen, dict(), 'ridge', dict()),
+    'frozen, trained head': (Frozen, dict(), 'linear', dict()),
+}
+each_run = pytest.mark.parametrize('name', runs)
+
+def make(name, stream, start=learn, **more):
+    method, choices, head, settings = runs[name]
+    return start(stream, method=method(**choices), head=head, **{**QUICK, **settings, **more})
+
+def assert_same(run, other):
+    assert run.card['accuracy_matrix'] == other.card['accuracy_matrix']
+    assert run.card['merge_reports'] == other.card['merge_reports']
+    a, b = (state_tensors(r.layers, r.head) for r in (run, other))
+    assert a.keys() == b.keys()
+    for k in a: assert torch.equal(a[k], b[k]), k
+
+# -- the same every time
+
+@each_run
+def test_the_same_seed_gives_the_same_run(name, stream):
+    one = make(name, stream)
+    torch.manual_seed(99)  # whatever else happened in the process
+    assert_same(one, make(name, stream))
+
+def test_another_seed_gives_another_run(stream):
+    one, two = make('ham', stream), make('ham', stream, seed=4)
+    assert not torch.equal(one.layers['blocks.0.attn.qkv'].groups_B, two.layers['blocks.0.attn.qkv'].groups_B)
+
+# -- interruptions
+
+@each_run
+def test_two_tasks_and_two_more_after_resuming_equal_four(name, stream, tmp_path):
+    first = make(name, stream, begin, out=tmp_path)
+    for _ in range(2): first.learn_task()
+    resumed = make(name, stream, out=tmp_path, resume=True)
+    assert resumed.tasks_done == len(resumed.method.reports if name.startswith('ham') else range(4)) == 4
+    assert_same(make(name, stream), resumed)
+
+def interrupted_after(steps):
+    class Interrupted(HAM):
+        def penalty(self):
+            nonlocal steps
+            steps -= 1
+            if steps < 0: raise KeyboardInterrupt
+            return torch.zeros(())
+    return Interrupted()
+
+def test_resuming_a_run_that_was_stopped_within_a_task(stream, tmp_path):
+    per_task = 3 * 8 // 8  # three classes of eight images, batches of eight
+    with pytest.raises(KeyboardInterrupt): learn(stream, method=interrupted_after(2 * per_task + 1), out=tmp_path, **QUICK)
+    assert len(read_card(tmp_path)['accuracy_matrix']) == 2
+    assert_same(make('ham', stream), make('ham', stream, out=tmp_path, resume=True))
+
+def test_resuming_a_run_that_was_stopped_while_saving(stream, tmp_path, monkeypatch):
+    "The state of task 2 is there, its card is not: the card of task 1 and its state count"
+    run = make('ham', stream, begin, out=tmp_path)
+    for _ in range(2): run.learn_task()
+    def stop(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(continual, '_write', stop)
+        with pytest.raises(KeyboardInterrupt): run.learn_task()
+    assert len(read_card(tmp_path)['accuracy_matrix']) == 2
+    assert_same(make('ham', stream), make('ham', stream, out=tmp_path, resume=True))
+    assert {p.name for p in tmp_path.iterdir()} == {'results.json', 'state-004.safetensors'}
+
+def test_resuming_refuses_another_stream_or_setting(stream, tmp_path):
+    make('ham', stream, begin, out=tmp_path).learn_task()
+    before = (tmp_path/'results.json').read_bytes()
+    other = TaskStream.named('toy', tasks=4, seed=1, limit_per_class=8)
+    with pytest.raises(ValueError, match='class_seed=0.*class_seed=1'): make('ham', other, out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="method='ham'.*method='frozen'"): make('frozen', stream, out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match='rank=8.*rank=2'): make('ham', stream, out=tmp_path, resume=True, rank=2)
+    assert (tmp_path/'results.json').read_bytes() == before
+
+def test_divergence_puts_the_adapters_back(stream, monkeypatch):
+    run = make('ham', stream, begin)
+    for _ in range(2): run.learn_task()
+    before = extract(run.model, run.pre, stream.test(0), amp=False)
+    losses = iter([0., 0., float('nan')])
+    monkeypatch.setattr(HAM, 'penalty', lambda self: torch.tensor(next(losses)), raising=False)
+    with pytest.raises(Diverged, match='at task 2, step 2'): run.learn_task()
+    assert_close(extract(run.model, run.pre, stream.test(0), amp=False), before)
+    assert run.tasks_done == len(run.method.reports) == 2
+
+# -- what a run writes and returns
+
+def test_the_card_survives_the_disk(stream, tmp_path):
+    run = make('ham', stream, out=tmp_path)
+    assert read_card(tmp_path) == run.card == json.loads(json.dumps(run.card, allow_nan=False))
+    assert run.card['config']['train']['epochs'] == 1 and run.card['config']['seed'] == 3
+    assert run.card['class_order'] == stream.class_order and run.card['classes'] == stream.classes
+
+def test_a_run_shows_itself_as_a_table(stream):
+    run = make('ham', stream, begin)
+    assert '0 of 4 tasks' in run._repr_markdown_()
+    run.learn_task()
+    assert f"{100 * run.card['metrics']['final_accuracy']:.1f} %" in run._repr_markdown_() and '| 0 |' in run.table()
+
+def test_the_merged_model_predicts_what_the_run_measured(stream):
+    run = make('ham, other choices', stream, amp=False)
+    model = run.merged_model()
+    assert type(model) is VisionTransformer and not any(isinstance(m, LoRALinear) for m in model.modules())
+    for task, accuracy in enumerate(run.card['accuracy_matrix'][-1]):
+        images = stream.test(task)
+        found = (model(run.pre(images.x)).argmax(1) == images.y).float().mean().item()
+        assert found == pytest.approx(accuracy, abs=1.01 / len(images))  # one image may lie on the border
+
+def test_every_image_is_seen_in_its_own_task_only(stream, monkeypatch):
+    asked, train = [], TaskStream.train
+    monkeypatch.setattr(TaskStream, 'train', lambda self, task: asked.append(task) or train(self, task))
+    run = make('ham', stream)
+    assert asked == list(range(4)) == [r['task'] for r in run.method.reports]
+
+# -- what a method may change
+
+@pytest.fixture(scope='module')
+def untouched(stream):
+    model, pre = load_backbone(device='cpu')
+    return dict(model.named_parameters()), extract(model, pre, stream.test(0))
+
+@pytest.mark.parametrize('head', ['prototype', 'linear', 'ridge'])
+def test_frozen_never_changes_the_features(head, stream, untouched):
+    run = learn(stream, method=Frozen(), head=head, **QUICK)
+    assert torch.equal(extract(run.model, run.pre, stream.test(0)), untouched[1])
+
+@each_run
+def test_the_backbone_itself_stays(name, stream, untouched):
+    run = make(name, stream)
+    features = extract(run.model, run.pre, stream.test(0))
+    assert torch.equal(features, untouched[1]) == (not run.method.trains)
+    for k, v in run.model.named_parameters():
+        if (k := k.replace('.base.', '.')) in untouched[0]: assert torch.equal(v, untouched[0][k]), k
+
+def test_a_method_can_be_used_twice(stream):
+    ham = HAM()
+    for _ in range(2):
+        learn(stream, method=ham, **QUICK)
+        assert [r['task'] for r in ham.reports] == list(range(4))
+
+# -- the demo
+
+def test_the_demo_is_what_the_readme_says():
+    demo = parse(train_options, 'ham-train', ['--preset', 'demo'])
+    assert list(PRESETS) == ['demo']
+    assert (demo['dataset'], demo['tasks'], demo['backbone'], demo['out']) == ('digits', 5, NANO, 'runs/demo')
+    assert demo['method'].split(',') == ['frozen', 'sequential', 'ham', 'frozen+ridge'] and demo['head'] == 'prototype-fixed'
+    assert [len(TaskStream.named('digits', tasks=demo['tasks']).labels(t)) for t in range(5)] == [2] * 5
+
+# -- with the bundled weights
+
+@pytest.mark.parametrize('seed', range(5))
+def test_grouping_with_a_shared_start_finds_the_planted_pairs(seed):
+    run = learn(TaskStream(*toy(seed=seed), tasks=6), method=HAM(start='shared', tau=.25), train=TrainConfig(epochs=3, lr=3e-3),
+                device='cpu', seed=seed)
+    assert run.method.members == [[0, 3], [1, 4], [2, 5]]
+
+def test_adapters_with_independent_starts_are_nearly_orthogonal():
+    run = learn(TaskStream(*toy(), tasks=6), method=HAM(start='independent', tau=.25, g_max=6), train=TrainConfig(epochs=3, lr=3e-3),
+                device='cpu', seed=0)
+    assert max(abs(c) for r in run.method.reports for c in r['similarities']) < .15
+    assert run.method.members == [[t] for t in range(6)]
+
+@pytest.mark.parametrize('method', [HAM, Frozen], ids=['ham', 'frozen'])
+def test_digits_are_learnt(method):
+    stream = TaskStream.named('digits', tasks=5, seed=0, limit_per_class=40)
+    run = learn(stream, method=method(), train=TrainConfig(epochs=6, lr=3e-3, zoom=(.9, 1.1), degrees=10), device='cpu', seed=0)
+    assert run.card['metrics']['final_accuracy'] > .75  # random weights reach 0.32
