@@ -88,11 +88,12 @@ def parse(options, prog: str, argv: list|None) -> dict: # Name -> value
     known = inspect.signature(options).parameters
     return {k: v for k, v in vars(parser.parse_args(argv)).items() if k in known}
 
-# %% ../nbs/17_cli.ipynb #0c080de0
+# %% ../nbs/17_cli.ipynb #3a50e4d0
 _HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'group_rank', 'energy')
 _RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'rank', 'scale', 'seed', 'device', 'overwrite')
 _TRAIN_SETTINGS = ('epochs', 'bs', 'lr', 'head_lr', 'weight_decay', 'label_smoothing', 'degrees')
 
+# %% ../nbs/17_cli.ipynb #71e23880
 def begin_runs(o: dict) -> list: # One `Run` for each method, nothing learnt yet
     "From parsed options to runs that are ready to learn; everything is checked here"
     names = o['method'].replace(' ', '').split(',')
@@ -109,7 +110,7 @@ def begin_runs(o: dict) -> list: # One `Run` for each method, nothing learnt yet
     settings = dict(train=train, amp=False if o['no_amp'] else None, **{k: o[k] for k in _RUN_SETTINGS})
     return [begin(stream, method=m, head=head, out=out, resume=h, **settings) for m, head, out, h in zip(methods, heads, outs, held)]
 
-# %% ../nbs/17_cli.ipynb #8f405710
+# %% ../nbs/17_cli.ipynb #b02f2be0
 def _print_settings(run):
     c = run.card['config']
     shown = {k: v for k, v in c.items() if v is not None and k not in ('method_settings', 'train')}
@@ -134,6 +135,7 @@ def _group(r: dict) -> str:
     how = 'new' if r['opened'] else 'forced' if r['forced'] else f'{max(r["similarities"]):.2f}'
     return f'{r["group"]} ({how})'
 
+# %% ../nbs/17_cli.ipynb #c4f93240
 def draw_run(
     card: dict, # A result card
     out: Path, # Folder for accuracy.png and, for HAM, groups.png
@@ -169,7 +171,7 @@ def _refuse(prog: str, e: Exception) -> int:
     print(f'{prog}: error: {e}', file=sys.stderr)
     return 2
 
-# %% ../nbs/17_cli.ipynb #c413f800
+# %% ../nbs/17_cli.ipynb #ba597f90
 def find_cards(
     folders: list, # Each holds a run, or runs in its subfolders
 ) -> dict: # Folder -> result card
@@ -183,6 +185,7 @@ def find_cards(
             if not card['accuracy_matrix']: raise ValueError(f'The run in {str(d)!r} has finished no task yet.')
     return found
 
+# %% ../nbs/17_cli.ipynb #0574a240
 def accuracy_table(cards: dict) -> str: # Markdown
     "Final accuracy, average and forgetting of each run, in percent"
     def row(name, c):
@@ -192,6 +195,7 @@ def accuracy_table(cards: dict) -> str: # Markdown
     return '\n'.join(['| run | method | head | tasks | final (%) | average (%) | forgetting (points) | seconds |',
                       '| --- | --- | --- | --- | --- | --- | --- | --- |', *(row(*nc) for nc in cards.items())])
 
+# %% ../nbs/17_cli.ipynb #4a1af150
 def report(
     folders: list, # Runs
     out: Path, # Folder for report.md and curves.png
@@ -204,12 +208,14 @@ def report(
     (out/'report.md').write_text(accuracy_table(cards) + '\n\n![](curves.png)\n')
     print(accuracy_table(cards) + f'\n\n{out/"report.md"} and {out/"curves.png"} written')
 
+# %% ../nbs/17_cli.ipynb #377dbdc0
 def report_options(
     *folders: str, # Folders of runs, or of folders of runs
     out: str = None, # Folder for report.md and curves.png; the first of the folders by default
 ):
     "Compare runs: a table and learning curves from their result cards."
 
+# %% ../nbs/17_cli.ipynb #8f2e5c70
 def report_command(argv: list|None = None) -> int: # Exit code
     "ham-report"
     if argv is None: matplotlib.use('agg')

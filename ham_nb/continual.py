@@ -50,7 +50,7 @@ def accuracies(
             row.append((predicted == images.y).float().mean().item())
     return row
 
-# %% ../nbs/13_continual.ipynb #9b2fdd20
+# %% ../nbs/13_continual.ipynb #a86609a0
 FIGURES = ('accuracy.png', 'groups.png')  # that the commands draw beside the card
 
 def _write(path: Path, text: str):
@@ -59,6 +59,7 @@ def _write(path: Path, text: str):
     with open(part, 'w') as f: f.write(text); f.flush(); os.fsync(f.fileno())
     os.replace(part, path)
 
+# %% ../nbs/13_continual.ipynb #f3550d90
 def state_tensors(
     layers: dict, # From `adapt`
     head: Head,
@@ -70,6 +71,7 @@ def state_tensors(
         tensors[f'{path}.ranks'] = torch.tensor(l.ranks, dtype=torch.int64)
     return {k: v.cpu().contiguous().clone() for k, v in tensors.items()}
 
+# %% ../nbs/13_continual.ipynb #98bff2c0
 def load_state(
     layers: dict, # From `adapt`, changed in place
     head: Head, # Changed in place
@@ -111,7 +113,7 @@ class Run:
         "Features of images under all that was learnt"
         with merged(self.layers): return extract(self.model, self.pre, images, amp=self.amp)
 
-# %% ../nbs/13_continual.ipynb #a59ca7c0
+# %% ../nbs/13_continual.ipynb #9fd89fe0
 @patch
 def learn_task(self: Run) -> dict: # The card
     "Learn the next task, test, and write the state down"
@@ -129,6 +131,7 @@ def learn_task(self: Run) -> dict: # The card
     row = accuracies(self.model, self.pre, self.layers, self.head, self.stream, task, self.amp)
     return self._record(row, report, trained, seconds, time.perf_counter() - start - seconds)
 
+# %% ../nbs/13_continual.ipynb #152ae770
 @patch
 def _train(self: Run, images, task):
     params = trainable(self.layers) if self.method.trains else []
@@ -136,7 +139,7 @@ def _train(self: Run, images, task):
         return train_task(self.model, self.pre, self.head, images, params, self.train, self.seed + 1000 * task, task,
                           getattr(self.method, 'penalty', None), self.amp, self.progress)
 
-# %% ../nbs/13_continual.ipynb #32c3e4a0
+# %% ../nbs/13_continual.ipynb #9bdf1b60
 @patch
 def _record(self: Run, row, report, trained, seconds, testing):
     c = self.card
@@ -149,6 +152,7 @@ def _record(self: Run, row, report, trained, seconds, testing):
     if self.out: self.save()
     return c
 
+# %% ../nbs/13_continual.ipynb #b9275520
 @patch
 def save(self: Run):
     "Write the state, then the card that names it; then drop the older state"
@@ -160,13 +164,14 @@ def save(self: Run):
     for old in self.out.glob('state-*.safetensors'):
         if old.name != path.name: old.unlink()
 
-# %% ../nbs/13_continual.ipynb #b4afd250
+# %% ../nbs/13_continual.ipynb #815058b0
 @patch
 def merged_model(self: Run) -> torch.nn.Module:
     "The plain timm model with everything folded in, with the classifier where the head is linear"
     weight, bias = self.head.linear() or (None, None)
     return fold_model(self.model, weight, bias)
 
+# %% ../nbs/13_continual.ipynb #13453c90
 def _percent(x: float) -> str: return f'{100 * x:.1f}'
 
 @patch
@@ -179,6 +184,7 @@ def table(self: Run) -> str:
     header = ['| task | classes | when learnt (%) | now (%) | group | seconds |', '| --- | --- | --- | --- | --- | --- |']
     return '\n'.join(header + rows)
 
+# %% ../nbs/13_continual.ipynb #b6e02210
 @patch
 def _repr_markdown_(self: Run):
     m, done = self.card['metrics'], f'{self.tasks_done} of {len(self.stream)} tasks'
@@ -187,7 +193,7 @@ def _repr_markdown_(self: Run):
     return (f'{title}: final accuracy **{_percent(m["final_accuracy"])} %**, average {_percent(m["average_incremental_accuracy"])} %, '
             f'forgetting {_percent(m["forgetting"])} points (chaudhry)\n\n{self.table()}')
 
-# %% ../nbs/13_continual.ipynb #b5873030
+# %% ../nbs/13_continual.ipynb #85728b90
 def _versions(device) -> dict:
     gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
     return dict(ham_nb=ham_nb.__version__, torch=torch.__version__, timm=timm.__version__, python=platform.python_version(),
@@ -200,6 +206,7 @@ def _new_card(stream: TaskStream, config: dict, device) -> dict:
                 class_order=stream.class_order, classes=stream.classes, merge_reports=[], training=[],
                 seconds_per_task=[], seconds_testing=[], versions=_versions(device))
 
+# %% ../nbs/13_continual.ipynb #c5565820
 def read_card(out: str|Path) -> dict:
     "The result card of a folder"
     path = Path(out)/'results.json'
@@ -210,7 +217,7 @@ def read_card(out: str|Path) -> dict:
     if lacks: raise ValueError(f'{str(path)!r} is not a result card: it lacks {", ".join(lacks)}.')
     return card
 
-# %% ../nbs/13_continual.ipynb #c6ca5ee0
+# %% ../nbs/13_continual.ipynb #2b049df0
 def check_out(
     out: str|Path|None, # Folder of the run
     resume: bool, # Continue what it holds
@@ -228,6 +235,7 @@ def check_out(
     if resume and not held: raise ValueError(f'{str(out)!r} holds no run to resume.')
     return out
 
+# %% ../nbs/13_continual.ipynb #f7ac1340
 def _restore(run: Run):
     "Continue the run that the folder holds"
     card, here = read_card(run.out), run.card['config']
@@ -276,13 +284,14 @@ def begin(
     elif out: _clear(out)
     return run
 
-# %% ../nbs/13_continual.ipynb #7febd820
+# %% ../nbs/13_continual.ipynb #0ccee7d0
 def _clear(out: Path):
     "Make the folder; remove an earlier run, its card first, so that no moment shows a card without its state"
     out.mkdir(parents=True, exist_ok=True)
     for name in ('results.json', *FIGURES): (out/name).unlink(missing_ok=True)
     for old in out.glob('state-*.safetensors*'): old.unlink()
 
+# %% ../nbs/13_continual.ipynb #6f05c930
 def learn(
     stream: TaskStream,
     backbone: str = NANO, # Full tag of a timm ViT, or the bundled nano ViT
