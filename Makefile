@@ -13,7 +13,7 @@ PACKAGE := $(VENV)/.package-installed
 DEV     := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint export export-check notebooks readme readme-check links docs docs-check wheel clean
+.PHONY: help demo test dev lint export export-check notebooks readme readme-check links docs docs-check bench wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +75,9 @@ docs: $(DEV)  ## build the docs site in _docs (needs Quarto)
 
 docs-check: $(DEV)  ## check sidebar, links and pages of the docs, without Quarto
 	$(BIN)/python scripts/docs_check.py
+
+bench: $(DEV)  ## measure speed, memory and size beside PEFT and the frozen backbone (FLAGS for options); nbs/results/speed.json
+	$(BIN)/python -m benchmarks $(FLAGS)
 
 wheel: $(DEV)  ## build the wheel in dist/
 	$(BIN)/python -m build --wheel

@@ -6,7 +6,7 @@ Docs: https://ham-nb.github.io/ham_nb/backbone.html.md"""
 
 # %% auto #0
 __all__ = ['NANO', 'ASSETS', 'pick_device', 'has_bf16', 'autocast', 'nano_vit', 'Preprocess', 'load_backbone', 'extract',
-           'find_targets']
+           'find_targets', 'first_block', 'below', 'above']
 
 # %% ../nbs/02_backbone.ipynb #48f0c0d0
 from contextlib import nullcontext
@@ -155,13 +155,24 @@ def extract(
     with autocast(device, amp): feats = [model(pre(xb.to(device, non_blocking=True))).float() for xb, _ in batches(images, bs)]
     return torch.cat(feats)
 
-# %% ../nbs/02_backbone.ipynb #389b2380
+# %% ../nbs/02_backbone.ipynb #271c3da0
 _THIRDS = {'attn.q': 0, 'attn.k': 1, 'attn.v': 2}
+
+def _block_numbers(blocks: range|list|str) -> list:
+    "'4..11', '4' or numbers as a list"
+    if not isinstance(blocks, str): found = list(blocks)
+    else:
+        first, _, last = blocks.partition('..')
+        if not (first.isdecimal() and (last or first).isdecimal()):
+            raise ValueError(f"blocks are written as '4..11' or '4', got {blocks!r}.")
+        found = list(range(int(first), int(last or first) + 1))
+    if not found: raise ValueError(f'blocks must name at least one block, got {blocks!r}.')
+    return found
 
 def find_targets(
     model: VisionTransformer,
     targets: str|list = 'attn.qkv', # Names of layers in a block; several in a list or separated by commas
-    blocks: range|list|None = None, # Only these blocks; all by default
+    blocks: range|list|str|None = None, # Only these blocks, as numbers or as text: '4..11' (both ends included) or '4'; all by default
 ) -> dict: # Module path -> row ranges [(start, stop), ...] that are adapted, or None for the whole layer
     "The linear layers that targets name"
     targets = targets.replace(' ', '').split(',') if isinstance(targets, str) else list(targets)
@@ -171,8 +182,7 @@ def find_targets(
         if t not in known: raise ValueError(f'Unknown target {t!r}, this backbone has {", ".join(known)}.')
     thirds = sorted(_THIRDS[t] for t in set(targets) & set(_THIRDS))
     if thirds and 'attn.qkv' in targets: raise ValueError(f"Targets {targets} name 'attn.qkv' and a part of it.")
-    blocks = range(len(model.blocks)) if blocks is None else blocks
-    found = {}
+    found, blocks = {}, range(len(model.blocks)) if blocks is None else _block_numbers(blocks)
     for i in blocks:
         if not 0 <= i < len(model.blocks): raise ValueError(f'There is no block {i}, this backbone has {len(model.blocks)}.')
         if thirds:
@@ -180,3 +190,27 @@ def find_targets(
             found[f'blocks.{i}.attn.qkv'] = [(t * d, (t + 1) * d) for t in thirds]
         found.update({f'blocks.{i}.{t}': None for t in names if t in targets})
     return found
+
+# %% ../nbs/02_backbone.ipynb #f00e9fe7
+def first_block(
+    paths: list, # Module paths of adapted layers, as from `find_targets`
+) -> int: # 0 where the very first block is adapted
+    "The number of blocks below the first adapted one"
+    return min(int(path.split('.')[1]) for path in paths)
+
+def below(
+    model: VisionTransformer,
+    x: Tensor, # (b, 3, h, w)
+    block: int, # Stop before this one
+) -> Tensor: # (b, n, d) tokens
+    "From images to the input of a block"
+    x = model.patch_drop(model._pos_embed(model.patch_embed(x)))
+    return model.blocks[:block](model.norm_pre(x))
+
+def above(
+    model: VisionTransformer,
+    tokens: Tensor, # (b, n, d), from `below`
+    block: int, # Start with this one
+) -> Tensor: # (b, d) features
+    "From the input of a block to features"
+    return model.forward_head(model.norm(model.blocks[block:](tokens)))

@@ -33,7 +33,7 @@ NOTES = {
             'features nearly separate the classes; on CIFAR-100 at 96 pixels it is far behind (see the README).',
 }
 
-# %% ../nbs/17_cli.ipynb #600da260
+# %% ../nbs/17_cli.ipynb #e806a920
 def train_options(
     preset: str = None, # Named settings: demo
     dataset: str = 'digits', # digits, toy, cifar100 or folder
@@ -45,6 +45,7 @@ def train_options(
     weights: str = None, # Safetensors file with the backbone's weights, instead of a download
     image_size: int = None, # Side of the input in pixels; the backbone's own by default
     targets: str = 'attn.qkv', # Adapted layers, separated by commas: attn.qkv, attn.q, attn.k, attn.v, attn.proj, mlp.fc1, mlp.fc2
+    blocks: str = None, # Adapted blocks, as in 4..11; all by default
     rank: int = 8, # Rank of each task's adapter
     scale: float = 1., # Constant factor on adapters, LoRA's alpha / r
     method: str = 'ham', # ham, sequential or frozen; several separated by commas, with a head of their own as in frozen+ridge
@@ -55,7 +56,7 @@ def train_options(
     start: str = 'shared', # HAM: A of every task, shared or independent
     importance: str = 'adapter', # HAM: one scalar per adapter or per layer
     prune: str = 'entries', # HAM: entries, components or singular
-    group_rank: int = None, # HAM: largest rank of a group; exact concatenation by default
+    group_rank: int = None, # HAM: largest rank of a group; twice --rank by default, 0 concatenates exactly
     energy: float = None, # HAM: share of the energy that a group keeps
     head: str = 'prototype', # linear, cosine, prototype, prototype-fixed (no drift correction) or ridge
     epochs: int = TrainConfig.epochs, # Passes through the images of a task
@@ -67,6 +68,7 @@ def train_options(
     min_zoom: float = TrainConfig.zoom[0], # Augmentation: smallest side of the visible part, as a share of the image
     max_zoom: float = TrainConfig.zoom[1], # Augmentation: largest side
     degrees: float = TrainConfig.degrees, # Augmentation: largest rotation
+    views: int = TrainConfig.views, # Keep the outputs of the blocks below --blocks for so many views of each image
     seed: int = 1993, # Of the class order, starts, data order and augmentation
     device: str = None, # cuda, mps or cpu; the first that is there by default
     no_amp: bool = False, # Multiply in float32 even where the device has bfloat16
@@ -88,10 +90,10 @@ def parse(options, prog: str, argv: list|None) -> dict: # Name -> value
     known = inspect.signature(options).parameters
     return {k: v for k, v in vars(parser.parse_args(argv)).items() if k in known}
 
-# %% ../nbs/17_cli.ipynb #3a50e4d0
+# %% ../nbs/17_cli.ipynb #a549aeed
 _HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'group_rank', 'energy')
-_RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'rank', 'scale', 'seed', 'device', 'overwrite')
-_TRAIN_SETTINGS = ('epochs', 'bs', 'lr', 'head_lr', 'weight_decay', 'label_smoothing', 'degrees')
+_RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'blocks', 'rank', 'scale', 'seed', 'device', 'overwrite')
+_TRAIN_SETTINGS = ('epochs', 'bs', 'lr', 'head_lr', 'weight_decay', 'label_smoothing', 'degrees', 'views')
 
 # %% ../nbs/17_cli.ipynb #71e23880
 def begin_runs(o: dict) -> list: # One `Run` for each method, nothing learnt yet
@@ -110,7 +112,7 @@ def begin_runs(o: dict) -> list: # One `Run` for each method, nothing learnt yet
     settings = dict(train=train, amp=False if o['no_amp'] else None, **{k: o[k] for k in _RUN_SETTINGS})
     return [begin(stream, method=m, head=head, out=out, resume=h, **settings) for m, head, out, h in zip(methods, heads, outs, held)]
 
-# %% ../nbs/17_cli.ipynb #b02f2be0
+# %% ../nbs/17_cli.ipynb #2ef00281
 def _print_settings(run):
     c = run.card['config']
     shown = {k: v for k, v in c.items() if v is not None and k not in ('method_settings', 'train')}
@@ -123,6 +125,7 @@ def _learn(run):
     print(f'{"task":>4}  {"this task":>9}  {"all so far":>10}  {"group":>12}  {"seconds":>7}')
     while run.tasks_done < len(run.stream):
         c = run.learn_task()
+        if kept := c['training'][-1].get('kept_bytes'): print(f'{kept / 2**20:.1f} MB kept of the blocks below the first adapter')
         r, row = c['merge_reports'][-1], c['accuracy_matrix'][-1]
         this, mean, seconds = 100 * row[-1], 100 * sum(row) / len(row), c['seconds_per_task'][-1]
         print(f'{len(row) - 1:>4}  {this:>8.1f}%  {mean:>9.1f}%  {_group(r):>12}  {seconds:>7.1f}', flush=True)

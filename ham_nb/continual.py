@@ -7,7 +7,7 @@ Docs: https://ham-nb.github.io/ham_nb/continual.html.md"""
 # %% auto #0
 __all__ = ['FIGURES', 'accuracies', 'state_tensors', 'load_state', 'Run', 'read_card', 'check_out', 'begin', 'learn']
 
-# %% ../nbs/13_continual.ipynb #ae69ada0
+# %% ../nbs/13_continual.ipynb #5aeff233
 import json
 import os
 import platform
@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError
 import ham_nb
-from .backbone import NANO, Preprocess, extract, load_backbone
+from .backbone import NANO, Preprocess, extract, first_block, load_backbone
 from .data import TaskStream
 from .ham import HAM
 from .heads import Head, make_head
@@ -71,7 +71,7 @@ def state_tensors(
         tensors[f'{path}.ranks'] = torch.tensor(l.ranks, dtype=torch.int64)
     return {k: v.cpu().contiguous().clone() for k, v in tensors.items()}
 
-# %% ../nbs/13_continual.ipynb #98bff2c0
+# %% ../nbs/13_continual.ipynb #f8fac1cc
 def load_state(
     layers: dict, # From `adapt`, changed in place
     head: Head, # Changed in place
@@ -82,8 +82,10 @@ def load_state(
     def part(path, name): return tensors[f'{path}.{name}']
     ranks = {path: part(path, 'ranks').tolist() for path in layers}
     n = len(next(iter(ranks.values())))
-    split = {path: [*map(LowRank, part(path, 'groups_A').split(r), part(path, 'groups_B').split(r, 1))] for path, r in ranks.items() if r}
-    set_groups(layers, [{path: split[path][j] for path in layers} for j in range(n)], importance)
+    rows, slots = min(len(part(path, 'groups_A')) for path in layers), max(len(part(path, 'importance')) for path in layers) - 1
+    split = {path: [*map(LowRank, part(path, 'groups_A')[:sum(r)].split(r), part(path, 'groups_B')[:, :sum(r)].split(r, 1))]
+             for path, r in ranks.items() if r}
+    set_groups(layers, [{path: split[path][j] for path in layers} for j in range(n)], importance, slots, rows)
     for path, l in layers.items():
         for name in ('A', 'B', 'importance'): getattr(l, name).data.copy_(part(path, name))
     device = next(iter(layers.values())).A.device
@@ -131,13 +133,13 @@ def learn_task(self: Run) -> dict: # The card
     row = accuracies(self.model, self.pre, self.layers, self.head, self.stream, task, self.amp)
     return self._record(row, report, trained, seconds, time.perf_counter() - start - seconds)
 
-# %% ../nbs/13_continual.ipynb #152ae770
+# %% ../nbs/13_continual.ipynb #74846b94
 @patch
 def _train(self: Run, images, task):
     params = trainable(self.layers) if self.method.trains else []
     with nullcontext() if params else merged(self.layers):  # nothing to differentiate in a frozen model
         return train_task(self.model, self.pre, self.head, images, params, self.train, self.seed + 1000 * task, task,
-                          getattr(self.method, 'penalty', None), self.amp, self.progress)
+                          getattr(self.method, 'penalty', None), self.amp, self.progress, first_block(self.layers))
 
 # %% ../nbs/13_continual.ipynb #9bdf1b60
 @patch
@@ -249,7 +251,7 @@ def _restore(run: Run):
     run.card = card
     if hasattr(run.method, 'reports'): run.method.reports = list(card['merge_reports'])
 
-# %% ../nbs/13_continual.ipynb #706da890
+# %% ../nbs/13_continual.ipynb #b9c5bbc1
 def begin(
     stream: TaskStream,
     backbone: str = NANO, # Full tag of a timm ViT, or the bundled nano ViT
@@ -261,6 +263,7 @@ def begin(
     targets: str = 'attn.qkv', # Which layers are adapted, see `find_targets`
     rank: int = 8, # Of each task's adapter
     scale: float = 1., # LoRA's alpha / r
+    blocks: range|list|str|None = None, # Only these blocks are adapted: '4..11', or numbers; all by default
     train: TrainConfig = TrainConfig(),
     seed: int = 1993, # Of starts, data order and augmentation
     device: str|None = None, # None picks one
@@ -273,8 +276,9 @@ def begin(
     "Check everything, load everything, learn nothing yet"
     method, out = method or HAM(), check_out(out, resume, overwrite)
     model, pre = load_backbone(backbone, weights, image_size, device)
-    layers, classifier = adapt(model, targets, rank, scale), make_head(head, model.num_features)
+    layers, classifier = adapt(model, targets, rank, scale, blocks), make_head(head, model.num_features)
     config = dict(method=method.name, method_settings=method.settings, head=head, targets=targets, rank=rank, scale=scale,
+                  blocks=sorted({int(path.split('.')[1]) for path in layers}),
                   dataset=stream.name, tasks=len(stream), class_seed=stream.seed, limit_per_class=stream.limit_per_class,
                   backbone=backbone, weights=weights and Path(weights).name, preprocess=asdict(pre),
                   train=asdict(train), seed=seed, amp=amp)

@@ -21,7 +21,7 @@ from .pruning import SPACES, check_keep, prune_adapter
 from .scaling import importances, rebase
 from .similarity import SIMILARITIES, similarity
 
-# %% ../nbs/09_ham.ipynb #61f20740
+# %% ../nbs/09_ham.ipynb #fe692f5d
 STARTS = ('shared', 'independent')
 
 @dataclass
@@ -34,8 +34,8 @@ class HAM:
     start: str = 'shared' # A of every task: 'shared' or 'independent'
     importance: str = 'adapter' # One scalar per 'adapter', or per adapter and 'layer'
     prune: str = 'entries' # 'entries', 'components' or 'singular'
-    group_rank: int|None = None # Largest rank of a group; None concatenates exactly
-    energy: float|None = None # Or: the share of the energy that a group keeps
+    group_rank: int|None = None # Largest rank of a group; None is twice the rank of a task's adapter, 0 concatenates exactly
+    energy: float|None = None # And: the share of the energy that a group keeps
     reports: list = field(default_factory=list, repr=False) # One merge report per task: all that HAM itself remembers
 
     name, trains = 'ham', True
@@ -45,9 +45,9 @@ class HAM:
         for what, value, known in (('similarity', self.similarity, SIMILARITIES), ('start', self.start, STARTS),
                                    ('importance', self.importance, ('adapter', 'layer')), ('prune', self.prune, SPACES)):
             if value not in known: raise ValueError(f'Unknown {what} {value!r}, known are {", ".join(known)}.')
-        if self.similarity == 'B' and (self.group_rank or self.energy or self.prune != 'entries'): raise ValueError(
-            "similarity 'B' compares columns of B, which a rank budget and pruning by ranks mix: "
-            f'got group_rank={self.group_rank}, energy={self.energy}, prune={self.prune!r}.')
+        if self.similarity == 'B' and (self.group_rank != 0 or self.energy or self.prune != 'entries'): raise ValueError(
+            "similarity 'B' compares columns of B, which a rank budget and pruning by ranks mix: it needs group_rank=0, "
+            f"no energy and prune='entries', got {self.group_rank}, {self.energy} and {self.prune!r}.")
 
     @property
     def settings(self) -> dict:
@@ -59,7 +59,19 @@ class HAM:
         n = 1 + max((r['group'] for r in self.reports), default=-1)
         return [[r['task'] for r in self.reports if r['group'] == g] for g in range(n)]
 
-# %% ../nbs/09_ham.ipynb #3086fb90
+# %% ../nbs/09_ham.ipynb #dbcaefed
+@patch
+def budget(self: HAM,
+    layers: dict, # Module path -> LoRALinear
+) -> int: # 0 where there is none
+    "The largest rank of a group"
+    return 2 * max(len(l.A) for l in layers.values()) if self.group_rank is None else self.group_rank
+
+@patch
+def _set_groups(self: HAM, layers, groups):
+    "Under a rank budget, room for all groups from the first task on: no step, no memory and no file grows with the tasks"
+    set_groups(layers, groups, self.importance, self.g_max, self.g_max * self.budget(layers))
+
 @patch
 def begin_task(self: HAM,
     layers: dict, # Module path -> LoRALinear
@@ -67,11 +79,11 @@ def begin_task(self: HAM,
     seed: int, # Of the random start
 ):
     "Start a new adapter beside the groups"
-    if task == 0: self.reports = []; set_groups(layers, [], self.importance)
+    if task == 0: self.reports = []; self._set_groups(layers, [])
     g = torch.Generator().manual_seed(seed if self.start == 'shared' else seed + 1000 * (task + 1))
     for l in layers.values(): l.start(nn.init.kaiming_uniform_(torch.empty(l.A.shape), a=math.sqrt(5), generator=g))
 
-# %% ../nbs/09_ham.ipynb #367a7850
+# %% ../nbs/09_ham.ipynb #3a8a2cf8
 @patch
 def end_task(self: HAM,
     layers: dict, # Module path -> LoRALinear
@@ -87,8 +99,8 @@ def end_task(self: HAM,
     where = assign(c, self.tau, self.g_max)
     pruned, lost = prune_adapter(new, self.keep, self.prune)
     if where.opened: groups.append(None)
-    groups[where.group], merge = merge_into_group(groups[where.group], pruned, self.group_rank, self.energy)
-    set_groups(layers, groups, self.importance)
+    groups[where.group], merge = merge_into_group(groups[where.group], pruned, self.budget(layers), self.energy)
+    self._set_groups(layers, groups)
     for l in layers.values(): l.start(l.A)
     self.reports.append(dict(task=task, **asdict(where), importance=learnt[-1], group_importances=learnt[:-1],
                              **lost, **merge))

@@ -1,4 +1,4 @@
-"""A frozen linear layer, all group adapters packed into one pair of matrices, and the adapter being trained
+"""A frozen linear layer, packed group adapters and the adapter being trained, at little more than the cost of the frozen layer
 
 Docs: https://ham-nb.github.io/ham_nb/lora.html.md"""
 
@@ -17,7 +17,40 @@ from torch import Tensor, nn
 from .backbone import find_targets
 from .lowrank import LowRank, concat
 
-# %% ../nbs/03_lora.ipynb #304df360
+# %% ../nbs/03_lora.ipynb #f6c59162
+class _FoldedLinear(torch.autograd.Function):
+    "`F.linear(x, W0 + (B * importance) @ A, bias)` with gradients from the factors: never one of size (d, k)"
+    @staticmethod
+    def forward(ctx,
+        x: Tensor, # (..., k), in the dtype of the product
+        W0: Tensor, # (d, k), frozen like bias and groups
+        bias: Tensor|None, # (d,)
+        groups_A: Tensor, # (R, k)
+        groups_B: Tensor, # (d, R)
+        A: Tensor, # (r, k), trained
+        B: Tensor, # (d, r), trained
+        per_row: Tensor, # (R + r,), trained
+    ) -> Tensor: # (..., d)
+        R = len(groups_A)
+        with torch.autocast(x.device.type, enabled=False):  # one rounding, of the sum, instead of one for every summand
+            W = torch.addmm(W0, B * per_row[R:], A)
+            if R: W = torch.addmm(W, groups_B * per_row[:R], groups_A)
+            W = W.to(x.dtype)
+            ctx.save_for_backward(x, W, groups_A, groups_B, A, B, per_row)
+            return F.linear(x, W, None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad): # (..., d)
+        x, W, groups_A, groups_B, A, B, per_row = ctx.saved_tensors
+        R, g, x2 = len(groups_A), grad.flatten(0, -2), x.flatten(0, -2)
+        u = x2 @ torch.cat([groups_A, A]).to(x.dtype).T                              # (tokens, R + r)
+        v = g @ torch.cat([groups_B, B], 1).to(g.dtype)
+        own = per_row[R:]
+        return (grad @ W if ctx.needs_input_grad[0] else None, None, None, None, None, (v[:, R:].T @ x2).to(A.dtype) * own[:, None],
+                (g.T @ u[:, R:]).to(B.dtype) * own, (u * v).sum(0, dtype=per_row.dtype))
+
+# %% ../nbs/03_lora.ipynb #b1ce1382
 class LoRALinear(nn.Module):
     "A frozen linear layer plus packed group adapters plus the adapter being trained (Hu et al., 2021; importance as in HAM)"
     def __init__(self,
@@ -41,7 +74,7 @@ class LoRALinear(nn.Module):
         self.register_buffer('groups_B', torch.empty(d, 0, **like))                  # (d, R)
         self.register_buffer('owner', torch.empty(0, dtype=torch.int64, device=base.weight.device))  # (R,), the group of each packed row
         self.ranks = []                                                              # of each group
-        self.importance = nn.Parameter(torch.ones(1, **like))                        # (M + 1,): the groups, then the current adapter
+        self.importance = nn.Parameter(torch.ones(1, **like))                        # (slots + 1,): the groups, then the current adapter
         self.start()
 
     def start(self, A: Tensor|None = None):
@@ -58,19 +91,17 @@ class LoRALinear(nn.Module):
         for (lo, hi), i in zip(self.parts, range(0, self.B.shape[1], self.rank)): full[lo:hi, i:i + self.rank] = self.B[:, i:i + self.rank]
         return full
 
-    def packed(self) -> tuple[Tensor, Tensor, Tensor]: # A (R + r, k), importance of each row (R + r,), B (d, R + r)
-        "All groups and the current adapter, side by side"
-        own = (self.importance[-1:] * self.scale).expand(len(self.A))
-        per_row = torch.cat([self.importance[self.owner], own])
-        return torch.cat([self.groups_A, self.A]), per_row, torch.cat([self.groups_B, self.full_B()], 1)
+    def per_row(self) -> Tensor: # (R + r,)
+        "What each row of the packed factors is multiplied by"
+        return torch.cat([self.importance[self.owner], (self.importance[-1:] * self.scale).expand(len(self.A))])
 
     def forward(self, x: Tensor) -> Tensor: # (b, n, k) -> (b, n, d)
         if self.merged: return self.base(x)
-        A, per_row, B = self.packed()
-        u = F.linear(x, A) * per_row                                                 # (b, n, R + r); scalars stay float32 under autocast
-        return self.base(x) + F.linear(u, B)
+        device = x.device.type
+        if torch.is_autocast_enabled(device): x = x.to(torch.get_autocast_dtype(device))
+        return _FoldedLinear.apply(x, self.base.weight, self.base.bias, self.groups_A, self.groups_B, self.A, self.full_B(), self.per_row())
 
-# %% ../nbs/03_lora.ipynb #e58017a0
+# %% ../nbs/03_lora.ipynb #bca9f0e3
 @patch
 @torch.no_grad()
 def adapter(self: LoRALinear) -> LowRank:
@@ -81,24 +112,33 @@ def adapter(self: LoRALinear) -> LowRank:
 @torch.no_grad()
 def total(self: LoRALinear) -> LowRank:
     "All that is added to the frozen weight, importance folded in"
-    A, per_row, B = self.packed()
-    return LowRank(A.clone(), B * per_row)
+    return LowRank(torch.cat([self.groups_A, self.A]), torch.cat([self.groups_B, self.full_B()], 1) * self.per_row())
 
 @patch
-def pack(self: LoRALinear, groups: list): # Of `LowRank`
+@torch.no_grad()
+def pack(self: LoRALinear,
+    groups: list, # Of `LowRank`
+    rows: int = 0, # Make room for so many rows at least; those that no group fills are zero
+):
     "Replace the group adapters; they are kept side by side"
+    self.ranks = [g.rank for g in groups]
+    used = sum(self.ranks)
+    if len(self.groups_A) != max(rows, used):  # otherwise the old buffers stay: the same memory, the same shapes
+        n = max(rows, used)
+        self.groups_A, self.groups_B = self.A.new_empty(n, self.A.shape[1]), self.A.new_empty(len(self.groups_B), n)
     cat = concat(groups) if groups else LowRank(self.groups_A[:0], self.groups_B[:, :0])
-    like = dict(device=self.A.device, dtype=self.A.dtype)
-    self.groups_A, self.groups_B, self.ranks = cat.A.to(**like), cat.B.to(**like), [g.rank for g in groups]
-    self.owner = torch.arange(len(groups)).repeat_interleave(torch.tensor(self.ranks, dtype=torch.int64)).to(self.owner.device)
+    self.groups_A[:used], self.groups_B[:, :used] = cat.A, cat.B
+    self.groups_A[used:], self.groups_B[:, used:] = 0, 0
+    owner = torch.arange(len(groups)).repeat_interleave(torch.tensor(self.ranks, dtype=torch.int64))
+    self.owner = F.pad(owner, (0, len(self.groups_A) - used)).to(self.owner.device)
 
-# %% ../nbs/03_lora.ipynb #ecd24170
+# %% ../nbs/03_lora.ipynb #44bd42ab
 def adapt(
     model: nn.Module, # A timm ViT, changed in place
     targets: str|list = 'attn.qkv', # See `find_targets`
     rank: int = 8,
     scale: float = 1., # LoRA's alpha / r
-    blocks: range|list|None = None, # Only these blocks
+    blocks: range|list|str|None = None, # Only these blocks, see `find_targets`
 ) -> dict: # Module path -> LoRALinear
     "Put adapters on the target layers of a model"
     if worn := [path for path, m in model.named_modules() if isinstance(m, LoRALinear)]:
@@ -116,7 +156,7 @@ def trainable(
     "The parameters that training may change"
     return list(dict.fromkeys(p for l in layers.values() for p in l.parameters() if p.requires_grad))
 
-# %% ../nbs/03_lora.ipynb #f318ef90
+# %% ../nbs/03_lora.ipynb #7b52ae4c
 def read_adapter(layers: dict) -> dict: # Module path -> LowRank
     "A copy of the adapter being trained"
     return {path: layer.adapter() for path, layer in layers.items()}
@@ -125,13 +165,15 @@ def set_groups(
     layers: dict, # From `adapt`
     groups: list, # Adapters: dictionaries, module path -> LowRank
     importance: str = 'adapter', # One scalar per `adapter`, or one per adapter and `layer`
+    slots: int = 0, # Make room for so many groups at least
+    rows: int = 0, # And for so many rows of all groups together
 ):
     "Give every layer its groups, and new importance scalars that start at 1"
     if importance not in ('adapter', 'layer'): raise ValueError(f"importance is 'adapter' or 'layer', got {importance!r}.")
     shared = None
     for path, layer in layers.items():
-        layer.pack([g[path] for g in groups])
-        if shared is None or importance == 'layer': shared = nn.Parameter(layer.A.new_ones(len(groups) + 1))
+        layer.pack([g[path] for g in groups], rows)
+        if shared is None or importance == 'layer': shared = nn.Parameter(layer.A.new_ones(max(slots, len(groups)) + 1))
         layer.importance = shared
 
 # %% ../nbs/03_lora.ipynb #03f7c130

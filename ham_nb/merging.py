@@ -7,36 +7,37 @@ Docs: https://ham-nb.github.io/ham_nb/merging.html.md"""
 # %% auto #0
 __all__ = ['check_budget', 'merge_into_group', 'combine', 'fold_into', 'merged_model']
 
-# %% ../nbs/08_merging.ipynb #8f60c2b0
+# %% ../nbs/08_merging.ipynb #0bcb9c87
 from copy import deepcopy
 import torch
 from torch import nn
 from .lora import LoRALinear
-from .lowrank import LowRank, compress, concat, norm
+from .lowrank import LowRank, concat, norm, stack, truncate
 
-# %% ../nbs/08_merging.ipynb #3b5eede0
+# %% ../nbs/08_merging.ipynb #b77996d9
 def check_budget(group_rank: int|None, energy: float|None):
     "Refuse a budget that makes no sense"
-    if group_rank is not None and group_rank < 1: raise ValueError(f'group_rank must be at least 1, got {group_rank}.')
+    if group_rank is not None and group_rank < 0: raise ValueError(f'group_rank must be at least 0, got {group_rank}.')
     if energy is not None and not 0 < energy <= 1: raise ValueError(f'energy must lie in (0, 1], got {energy}.')
 
 def merge_into_group(
     group: dict|None, # Module path -> LowRank; None for a new group
     new: dict, # The adapter that joins, scalars folded in
-    group_rank: int|None = None, # Largest rank of the result; None keeps the concatenation
+    group_rank: int = 0, # Largest rank of the result; 0 keeps the concatenation
     energy: float|None = None, # Share of the energy that a compression keeps
-) -> tuple[dict, dict]: # The group; `rank_before`, `rank_after`, and `discarded_energy`, the share that a compression lost
+) -> tuple[dict, dict]: # The group, and a report: ranks before and after, what a compression discarded and how far outputs can move
     "Sum an adapter into a group, and compress if it exceeds its budget"
     check_budget(group_rank, energy)
     cat = {path: concat([group[path], p]) if group else p for path, p in new.items()}
-    done, lost, total = {}, 0., 0.
-    for path, p in cat.items():
-        over = energy is not None or (group_rank is not None and p.rank > group_rank)
-        done[path], error = compress(p, group_rank, energy) if over else (p, 0.)
-        size = float(norm(p)) ** 2
-        lost, total = lost + float(error) ** 2 * size, total + size
-    rank = lambda a: max(p.rank for p in a.values())
-    return done, dict(rank_before=rank(cat), rank_after=rank(done), discarded_energy=lost / total if total else 0.)
+    done, lost, total, bound = dict(cat), 0., 0., 0.
+    for paths, p in stack(cat):
+        total += norm(p).square().sum().item()
+        if energy is None and (not group_rank or p.rank <= group_rank): continue
+        kept, S = truncate(p, group_rank or None, energy)
+        done |= {path: LowRank(A, B) for path, A, B in zip(paths, kept.A, kept.B)}
+        if (cut := S[:, kept.rank:]).numel(): lost, bound = lost + cut.square().sum().item(), max(bound, cut.max().item())
+    def rank(a): return max(p.rank for p in a.values())
+    return done, dict(rank_before=rank(cat), rank_after=rank(done), discarded_energy=lost / total if total else 0., output_bound=bound)
 
 # %% ../nbs/08_merging.ipynb #e7450240
 def combine(

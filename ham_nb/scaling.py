@@ -20,7 +20,7 @@ def fold(
     "Multiply a scalar into B"
     return LowRank(p.A, importance * p.B)
 
-# %% ../nbs/07_scaling.ipynb #bc9c20d0
+# %% ../nbs/07_scaling.ipynb #51a54b1f
 @torch.no_grad()
 def rebase(
     layers: dict, # Module path -> LoRALinear
@@ -28,8 +28,9 @@ def rebase(
     "Fold all importance scalars into the factors"
     groups, new = [{} for _ in next(iter(layers.values())).ranks], {}
     for path, l in layers.items():
-        total, ranks = l.total(), [*l.ranks, len(l.A)]
-        *parts, new[path] = map(LowRank, total.A.split(ranks), total.B.split(ranks, 1))
+        total, used = l.total(), sum(l.ranks)
+        rows = [*l.ranks, len(l.groups_A) - used, len(l.A)]  # the middle one is room that no group fills
+        *parts, _, new[path] = map(LowRank, total.A.split(rows), total.B.split(rows, 1))
         for g, part in zip(groups, parts): g[path] = part
     return groups, new
 
@@ -38,4 +39,5 @@ def importances(
     layers: dict,
 ) -> list: # (M + 1): of each group, then of the current adapter
     "The scalars as they are, averaged over layers where every layer has its own"
-    return torch.stack([l.importance for l in layers.values()]).mean(0).tolist()
+    alpha = torch.stack([l.importance for l in layers.values()]).mean(0).tolist()
+    return alpha[:len(next(iter(layers.values())).ranks)] + alpha[-1:]

@@ -7,21 +7,21 @@ Docs: https://ham-nb.github.io/ham_nb/similarity.html.md"""
 # %% auto #0
 __all__ = ['SIMILARITIES', 'delta_cosine', 'layer_cosine', 'b_cosine', 'linear_cka', 'similarity']
 
-# %% ../nbs/04_similarity.ipynb #0b4463a0
+# %% ../nbs/04_similarity.ipynb #68ba4cae
 import torch
 from torch import Tensor
-from .lowrank import cosine, inner
+from .lowrank import cosine, inner, stack
 
-# %% ../nbs/04_similarity.ipynb #9bf2d470
+# %% ../nbs/04_similarity.ipynb #f8e905ff
 def delta_cosine(p: dict, q: dict) -> Tensor: # Adapters: module path -> LowRank; one number in [-1, 1]
     "Cosine of two adapters as one long vector over all layers"
-    dot = sum(inner(p[l], q[l]) for l in p)
-    size = (sum(inner(p[l], p[l]) for l in p).clamp_min(0) * sum(inner(q[l], q[l]) for l in q).clamp_min(0)).sqrt()
+    dot, pp, qq = sum(torch.stack([inner(P, Q).sum(), inner(P, P).sum(), inner(Q, Q).sum()]) for _, P, Q in stack(p, q))
+    size = (pp.clamp_min(0) * qq.clamp_min(0)).sqrt()
     return torch.where(size > 0, dot / size.clamp_min(torch.finfo(size.dtype).tiny), 0.)
 
 def layer_cosine(p: dict, q: dict) -> Tensor: # One number in [-1, 1]
     "Mean of the cosines of each layer: large layers count no more than small ones"
-    return torch.stack([cosine(p[l], q[l]) for l in p]).mean()
+    return torch.cat([cosine(P, Q) for _, P, Q in stack(p, q)]).mean()
 
 # %% ../nbs/04_similarity.ipynb #7a1aa910
 def b_cosine(p: dict, q: dict) -> Tensor: # One number in [-1, 1]

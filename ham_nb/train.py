@@ -7,7 +7,7 @@ Docs: https://ham-nb.github.io/ham_nb/train.html.md"""
 # %% auto #0
 __all__ = ['TrainConfig', 'step_size', 'Diverged', 'show_progress', 'train_task']
 
-# %% ../nbs/12_train.ipynb #4d6cf460
+# %% ../nbs/12_train.ipynb #a203896a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
-from .backbone import Preprocess, autocast
+from .backbone import Preprocess, above, autocast, below
 from .data import Augment, Images, batches
 from .heads import Head
 
-# %% ../nbs/12_train.ipynb #064d7b30
+# %% ../nbs/12_train.ipynb #75192a5d
 @dataclass(frozen=True)
 class TrainConfig:
     "How a task is trained"
@@ -33,6 +33,7 @@ class TrainConfig:
     clip: float = 1. # Largest norm of the gradient
     zoom: tuple = (.75, 1.) # Augmentation: side of the visible part, as a share of the image
     degrees: float = 0. # Augmentation: largest rotation
+    views: int = 0 # Keep what the blocks below the first adapter make of so many views of each image; 0 computes it anew in every step
 
     def __post_init__(self):
         for name in ('epochs', 'bs'):
@@ -42,6 +43,7 @@ class TrainConfig:
         for name in ('warmup', 'label_smoothing'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} must lie in [0, 1), got {getattr(self, name)}.')
         if not self.weight_decay >= 0: raise ValueError(f'weight_decay must be at least 0, got {self.weight_decay}.')
+        if self.views < 0: raise ValueError(f'views must be at least 0, got {self.views}.')
         if not 0 <= self.degrees <= 180: raise ValueError(f'degrees must lie in [0, 180], got {self.degrees}.')
         if not 0 < self.zoom[0] <= self.zoom[1]: raise ValueError(f'zoom must rise from above 0, got {self.zoom}.')
 
@@ -79,7 +81,21 @@ def show_progress() -> bool:
     import sys
     return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
-# %% ../nbs/12_train.ipynb #f65589d0
+# %% ../nbs/12_train.ipynb #c4aeb4ed
+@torch.no_grad()
+def _keep_views(model, pre, images, augment, cfg, block, amp, g) -> list: # One tensor (n, tokens, d) for each view
+    "Outputs of the frozen blocks for the images as they are and for augmented copies"
+    def view(prepare):
+        with autocast(images.x.device, amp): return torch.cat([below(model, prepare(xb), block) for xb, _ in batches(images, 256)])
+    return [view(pre if i == 0 else lambda xb: pre.train(xb, augment, g)) for i in range(cfg.views)]
+
+def _inputs(images, views, epoch, bs, g):
+    "Batches of bytes, or of one of the views that were kept"
+    if not views: return batches(images, bs, g)
+    x, order = views[epoch % len(views)], torch.randperm(len(images), generator=g).to(images.x.device)
+    return ((x[idx], images.y[idx]) for idx in order.split(bs))
+
+# %% ../nbs/12_train.ipynb #1a75879c
 def train_task(
     model: nn.Module, # Features of a batch, (b, 3, h, w) -> (b, d)
     pre: Preprocess,
@@ -92,7 +108,8 @@ def train_task(
     penalty: Callable|None = None, # Added to the loss: a function without arguments
     amp: bool|None = None, # bfloat16; None where the device has it
     progress: bool|None = None, # Show a bar; None where somebody is watching
-) -> dict: # `loss` and `accuracy`, means over the last epoch, and `steps`
+    block: int = 0, # The first block with something to train; `cfg.views` are kept before it
+) -> dict: # `loss` and `accuracy`, means over the last epoch, `steps`, and `kept_bytes` where views are kept
     "Train the parameters and the head's rows on the classes of one task"
     device, g = next(model.parameters()).device, torch.Generator().manual_seed(seed)
     images, augment = images.to(device), Augment(cfg.zoom, cfg.degrees, images.flip)
@@ -102,13 +119,15 @@ def train_task(
     per_epoch = math.ceil(len(images) / cfg.bs)
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: step_size(i, cfg.epochs * per_epoch, cfg.warmup))
     look_every, losses, hits = 1 if device.type == 'cpu' else 20, [], []
+    views = _keep_views(model, pre, images, augment, cfg, block, amp, g)
+    def features(xb): return above(model, xb, block) if views else model(pre.train(xb, augment, g))
     def undo():
         for p, s in zip(everything, saved): p.data.copy_(s)
     watched = show_progress() if progress is None else progress
     with tqdm(total=cfg.epochs * per_epoch, desc=f'task {task}', leave=False, disable=not watched) as bar:
-        for _ in range(cfg.epochs):
-            for xb, yb in batches(images, cfg.bs, g):
-                with autocast(device, amp): z = model(pre.train(xb, augment, g))
+        for epoch in range(cfg.epochs):
+            for xb, yb in _inputs(images, views, epoch, cfg.bs, g):
+                with autocast(device, amp): z = features(xb)
                 logits, yb = head.train_logits(z.float()), yb - head.seen
                 loss = F.cross_entropy(logits, yb, label_smoothing=cfg.label_smoothing)
                 if penalty is not None: loss = loss + penalty()
@@ -120,9 +139,10 @@ def train_task(
                     _check(losses, look_every, undo, f'task {task}', cfg.lr)
                     bar.update(look_every)
                     bar.set_postfix(loss=f'{loss.item():.3f}', acc=f'{hits[-1].item():.2f}', refresh=False)
-        with torch.no_grad(), autocast(device, amp): z = model(pre(xb))
+        with torch.no_grad(), autocast(device, amp): z = features(xb)
         losses.append(F.cross_entropy(head.train_logits(z.float()), yb).detach())
         # the last step shows in no loss, so look at what it made of the last batch
         _check(losses, look_every + 1, undo, f'task {task}', cfg.lr)
     loss, accuracy = (torch.stack(v).mean().item() for v in (losses[-per_epoch - 1:-1], hits[-per_epoch:]))
-    return dict(loss=loss, accuracy=accuracy, steps=len(hits))
+    kept = dict(kept_bytes=sum(v.nbytes for v in views)) if views else {}
+    return dict(loss=loss, accuracy=accuracy, steps=len(hits), **kept)

@@ -193,3 +193,40 @@ def test_digits_are_learnt(method):
     stream = TaskStream.named('digits', tasks=5, seed=0, limit_per_class=40)
     run = learn(stream, method=method(), train=TrainConfig(epochs=6, lr=3e-3, zoom=(.9, 1.1), degrees=10), device='cpu', seed=0)
     assert run.card['metrics']['final_accuracy'] > .75  # random weights reach 0.32
+
+def test_shapes_and_state_are_sized_once():
+    "Under the default rank budget nothing grows with the tasks but the head"
+    def sizes(run): return {k: v.shape for k, v in state_tensors(run.layers, run.head).items() if not k.startswith('head.')
+                            and not k.endswith('.ranks')}
+    run = begin(TaskStream.named('toy', tasks=6), method=HAM(tau=1., g_max=3), rank=2, **QUICK)
+    run.learn_task()
+    first, place = sizes(run), run.layers['blocks.0.attn.qkv'].groups_A.data_ptr()
+    for _ in range(5): run.learn_task()
+    assert sizes(run) == first and run.layers['blocks.0.attn.qkv'].groups_A.data_ptr() == place
+    assert len(run.method.members) == 3 and max(r['rank_after'] for r in run.method.reports) == 4
+
+def test_blocks_and_views(tmp_path):
+    "Adapters above a frozen prefix, whose outputs are kept: the settings are in the card, resuming included"
+    settings = dict(method=HAM(), blocks='3..5', rank=2, train=TrainConfig(epochs=2, bs=8, views=2), device='cpu', seed=3)
+    run = begin(TaskStream.named('toy', tasks=6), out=tmp_path/'run', **settings)
+    run.learn_task()
+    assert list(run.layers) == [f'blocks.{i}.attn.qkv' for i in (3, 4, 5)] and run.card['config']['blocks'] == [3, 4, 5]
+    n = len(run.stream.train(0))
+    assert run.card['training'][0]['kept_bytes'] == 2 * n * 16 * 96 * 4
+    again = begin(TaskStream.named('toy', tasks=6), out=tmp_path/'run', resume=True, **settings | dict(method=HAM()))
+    for r in (run, again): r.learn_task()
+    assert torch.equal(run.layers['blocks.3.attn.qkv'].groups_B, again.layers['blocks.3.attn.qkv'].groups_B)
+
+def test_compiled_blocks_are_compiled_once():
+    "Buffers, scalars and the adapter keep their shapes from the first task on, so no task compiles anything anew"
+    from torch._dynamo.utils import counters
+    run = begin(TaskStream.named('toy', tasks=6), method=HAM(tau=1., g_max=3), rank=2, amp=False, **QUICK)
+    for block in run.model.blocks: block.compile(backend='aot_eager')  # the tracing, without the generation of code
+    counters.clear()
+    graphs = []
+    for task in range(4):
+        run.method.begin_task(run.layers, task, seed=0)
+        run.model(torch.zeros(2, 3, 32, 32)).sum().backward()
+        run.method.end_task(run.layers, task)
+        graphs.append(counters['stats']['unique_graphs'])
+    assert 0 < graphs[0] == graphs[-1] and not counters['graph_break']

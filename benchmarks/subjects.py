@@ -1,0 +1,96 @@
+"What is measured: training steps of HAM, of its floor, of PEFT and of full fine-tuning, all on the same batch."
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ham_nb.backbone import NANO, above, autocast, below, load_backbone
+from ham_nb.ham import HAM
+from ham_nb.lora import adapt, trainable
+
+
+@dataclass(frozen=True)
+class Size:
+    "What is trained; weights are random, which times do not depend on"
+    backbone: str
+    image_size: int
+    bs: int
+    rank: int = 8
+    lr: float = 1e-4
+
+SIZES = {
+    'quick': Size(NANO, 32, 8, rank=4),
+    'cpu': Size('vit_tiny_patch16_224.augreg_in21k_ft_in1k', 96, 32),
+    'cuda': Size('vit_base_patch16_224.augreg_in21k', 224, 64, rank=16),
+}
+
+
+class Bench:
+    "A size on a device: builds subjects that share one batch"
+    def __init__(self, size: Size, device: torch.device, amp: bool, compiled: bool):
+        self.size, self.device, self.amp, self.compiled = size, device, amp, compiled
+        torch.manual_seed(0)
+        self.x = torch.randn(size.bs, 3, size.image_size, size.image_size, device=device)
+        self.y = torch.randint(10, (size.bs,), device=device)
+
+    def backbone(self) -> nn.Module:
+        return load_backbone(self.size.backbone, image_size=self.size.image_size, device=self.device, pretrained=False)[0]
+
+    def step(self, model: nn.Module, features: Callable, params: list) -> Callable:
+        "A training step as in the training loop, without the data: forward, backward, clip, AdamW"
+        if self.compiled:
+            for block in model.blocks: block.compile()
+        head = nn.Linear(model.num_features, 10, device=self.device)
+        params = [*params, *head.parameters()]
+        opt = torch.optim.AdamW(params, lr=self.size.lr, fused=True)
+        def run():
+            with autocast(self.device, self.amp): z = features()
+            F.cross_entropy(head(z.float()), self.y).backward()
+            nn.utils.clip_grad_norm_(params, 1.)
+            opt.step(); opt.zero_grad(set_to_none=True)
+        return run
+
+    def ham_layers(self, task: int, targets: str = 'attn.qkv', **choices) -> tuple[nn.Module, dict, HAM]:
+        "A model at the start of a task (counted from 1); random adapters stand in for those of the tasks before"
+        model, ham = self.backbone(), HAM(**choices)
+        layers = adapt(model, targets, self.size.rank)
+        for i in range(task - 1):
+            ham.begin_task(layers, i, seed=0)
+            randomise(layers)
+            ham.end_task(layers, i)
+        ham.begin_task(layers, task - 1, seed=0)
+        return model, layers, ham
+
+    def ham(self, task: int, targets: str = 'attn.qkv', **choices) -> Callable:
+        model, layers, _ = self.ham_layers(task, targets, **choices)
+        return self.step(model, lambda: model(self.x), trainable(layers))
+
+    def floor(self) -> Callable:
+        "The frozen backbone, forward and backward through all activations: what any adapter below the first block pays at least"
+        model = self.backbone()
+        def features(): return above(model, below(model, self.x, 0).detach().requires_grad_(), 0)
+        return self.step(model, features, [])
+
+    def full(self) -> Callable:
+        "Fine-tuning of every weight"
+        model = self.backbone().requires_grad_(True)
+        return self.step(model, lambda: model(self.x), list(model.parameters()))
+
+    def peft(self, adapters: int, targets: str = 'attn.qkv', all_trained: bool = False) -> Callable:
+        "PEFT with several active adapters of the same rank on the same layers; the last one is trained, the others are frozen"
+        from peft import LoraConfig, get_peft_model
+        model, names = self.backbone(), [f'task{i}' for i in range(adapters)]
+        config = LoraConfig(r=self.size.rank, lora_alpha=self.size.rank, target_modules=targets.split(','))
+        wrapped = get_peft_model(model, config, names[0])
+        for name in names[1:]: wrapped.add_adapter(name, config)
+        wrapped.base_model.set_adapter(names)
+        if not all_trained:  # which is what set_adapter makes of them
+            for path, p in wrapped.named_parameters(): p.requires_grad_(f'.{names[-1]}.' in path)
+        return self.step(model, lambda: model(self.x), [p for p in wrapped.parameters() if p.requires_grad])
+
+
+def randomise(layers: dict):
+    "Adapters as training might leave them; small, so that a hundred of them leave the model finite"
+    for l in layers.values(): nn.init.normal_(l.B, std=1e-3)
