@@ -223,7 +223,7 @@ d = { 'settings': { 'branch': 'main',
                               'ham_nb.train._check': ('train.html#_check', 'ham_nb/train.py'),
                               'ham_nb.train._inputs': ('train.html#_inputs', 'ham_nb/train.py'),
                               'ham_nb.train._keep_views': ('train.html#_keep_views', 'ham_nb/train.py'),
-                              'ham_nb.train._parameter_groups': ('train.html#_parameter_groups', 'ham_nb/train.py'),
+                              'ham_nb.train._optimizer': ('train.html#_optimizer', 'ham_nb/train.py'),
                               'ham_nb.train.show_progress': ('train.html#show_progress', 'ham_nb/train.py'),
                               'ham_nb.train.step_size': ('train.html#step_size', 'ham_nb/train.py'),
                               'ham_nb.train.train_task': ('train.html#train_task', 'ham_nb/train.py')}}}

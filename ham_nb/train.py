@@ -57,15 +57,17 @@ def step_size(
     if step < up: return (step + 1) / up
     return .5 * (1 + math.cos(math.pi * (step - up + 1) / (steps - up + 1)))
 
-# %% ../nbs/12_train.ipynb #07426620
+# %% ../nbs/12_train.ipynb #fa1c5878
 class Diverged(RuntimeError):
     "The loss stopped being a number; parameters are back at their state before the task"
 
-def _parameter_groups(params: list, head: Head, cfg: TrainConfig) -> list:
+def _optimizer(params: list, head: Head, cfg: TrainConfig, steps: int) -> tuple: # AdamW and its schedule
     "Step sizes and weight decay: matrices decay, scalars and biases do not"
     def groups(ps, lr): return [dict(params=[p for p in ps if (p.ndim > 1) == decays], lr=lr, weight_decay=cfg.weight_decay * decays)
                                 for decays in (True, False)]
-    return [g for g in groups(params, cfg.lr) + groups(head.parameters(), cfg.head_lr) if g['params']]
+    found = [g for g in groups(params, cfg.lr) + groups(head.parameters(), cfg.head_lr) if g['params']]
+    opt = torch.optim.AdamW(found, fused=all(p.device.type in ('cpu', 'cuda') for g in found for p in g['params']))
+    return opt, torch.optim.lr_scheduler.LambdaLR(opt, lambda i: step_size(i, steps, cfg.warmup))
 
 def _check(losses: list, last: int, undo: Callable, where: str, lr: float):
     "Raise `Diverged`, after `undo`, if one of the last losses is not finite"
@@ -95,7 +97,7 @@ def _inputs(images, views, epoch, bs, g):
     x, order = views[epoch % len(views)], torch.randperm(len(images), generator=g).to(images.x.device)
     return ((x[idx], images.y[idx]) for idx in order.split(bs))
 
-# %% ../nbs/12_train.ipynb #1a75879c
+# %% ../nbs/12_train.ipynb #a0a47597
 def train_task(
     model: nn.Module, # Features of a batch, (b, 3, h, w) -> (b, d)
     pre: Preprocess,
@@ -115,9 +117,8 @@ def train_task(
     images, augment = images.to(device), Augment(cfg.zoom, cfg.degrees, images.flip)
     everything = [*params, *head.parameters()]
     saved = [p.detach().clone() for p in everything]
-    opt = torch.optim.AdamW(_parameter_groups(params, head, cfg), fused=device.type == 'cuda')
     per_epoch = math.ceil(len(images) / cfg.bs)
-    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: step_size(i, cfg.epochs * per_epoch, cfg.warmup))
+    opt, schedule = _optimizer(params, head, cfg, cfg.epochs * per_epoch)
     look_every, losses, hits = 1 if device.type == 'cpu' else 20, [], []
     views = _keep_views(model, pre, images, augment, cfg, block, amp, g)
     def features(xb): return above(model, xb, block) if views else model(pre.train(xb, augment, g))
