@@ -76,7 +76,7 @@ docs: $(DEV)  ## build the docs site in _docs (needs Quarto)
 docs-check: $(DEV)  ## check sidebar, links and pages of the docs, without Quarto
 	$(BIN)/python scripts/docs_check.py
 
-bench: $(DEV)  ## measure speed, memory and size beside PEFT and the frozen backbone (FLAGS for options); nbs/results/speed.json
+bench: $(DEV)  ## measure speed beside PEFT and the frozen backbone, memory and state over 100 tasks (FLAGS for options); nbs/results/speed.json
 	$(BIN)/python -m benchmarks $(FLAGS)
 
 wheel: $(DEV)  ## build the wheel in dist/
