@@ -155,15 +155,15 @@ def extract(
     with autocast(device, amp): feats = [model(pre(xb.to(device, non_blocking=True))).float() for xb, _ in batches(images, bs)]
     return torch.cat(feats)
 
-# %% ../nbs/02_backbone.ipynb #271c3da0
+# %% ../nbs/02_backbone.ipynb #305fda34
 _THIRDS = {'attn.q': 0, 'attn.k': 1, 'attn.v': 2}
 
 def _block_numbers(blocks: range|list|str) -> list:
     "'4..11', '4' or numbers as a list"
     if not isinstance(blocks, str): found = list(blocks)
     else:
-        first, _, last = blocks.partition('..')
-        if not (first.isdecimal() and (last or first).isdecimal()):
+        first, dots, last = blocks.partition('..')
+        if not (first.isdecimal() and (last.isdecimal() or not dots)):
             raise ValueError(f"blocks are written as '4..11' or '4', got {blocks!r}.")
         found = list(range(int(first), int(last or first) + 1))
     if not found: raise ValueError(f'blocks must name at least one block, got {blocks!r}.')

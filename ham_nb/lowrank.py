@@ -80,7 +80,7 @@ def svd(p: LowRank) -> tuple[Tensor, Tensor, Tensor]: # U (..., d, s), S (..., s
     U, S, Vh = torch.linalg.svd(Rb.double() @ Ra.mT.double(), full_matrices=False)  # small, so float64 costs little and rounds less
     return tuple(t.to(p.B) for t in (Qb @ U.to(Qb), S, Qa @ Vh.mT.to(Qa)))
 
-# %% ../nbs/00_lowrank.ipynb #decd2f12
+# %% ../nbs/00_lowrank.ipynb #507c02c5
 def truncate(
     p: LowRank,
     rank: int|None = None, # Largest rank of the result
@@ -95,7 +95,8 @@ def truncate(
     s = S.shape[-1] if rank is None else min(rank, S.shape[-1])
     if energy is not None:
         few_eps = 8 * torch.finfo(S.dtype).eps  # energy=1 means "all but rounding"
-        s = min(s, 1 + int((share < energy - few_eps).sum(-1).max()))
+        short = (share < energy - few_eps) & (S[..., :1] > 0)  # a zero matrix needs no rank
+        s = min(s, 1 + int(short.sum(-1).max()))
     root = S[..., :s].sqrt()
     return LowRank((V[..., :s] * root[..., None, :]).mT, U[..., :s] * root[..., None, :]), S
 

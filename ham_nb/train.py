@@ -19,7 +19,7 @@ from .backbone import Preprocess, above, autocast, below
 from .data import Augment, Images, batches
 from .heads import Head
 
-# %% ../nbs/12_train.ipynb #75192a5d
+# %% ../nbs/12_train.ipynb #bb50c535
 @dataclass(frozen=True)
 class TrainConfig:
     "How a task is trained"
@@ -33,7 +33,7 @@ class TrainConfig:
     clip: float = 1. # Largest norm of the gradient
     zoom: tuple = (.75, 1.) # Augmentation: side of the visible part, as a share of the image
     degrees: float = 0. # Augmentation: largest rotation
-    views: int = 0 # Keep what the blocks below the first adapter make of so many views of each image; 0 computes it anew in every step
+    views: int = 0 # Keep what the blocks below the first adapter make of so many views of each image, the first not augmented; 0 is off
 
     def __post_init__(self):
         for name in ('epochs', 'bs'):
@@ -83,13 +83,13 @@ def show_progress() -> bool:
     import sys
     return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
-# %% ../nbs/12_train.ipynb #c4aeb4ed
+# %% ../nbs/12_train.ipynb #62e752bb
 @torch.no_grad()
 def _keep_views(model, pre, images, augment, cfg, block, amp, g) -> list: # One tensor (n, tokens, d) for each view
     "Outputs of the frozen blocks for the images as they are and for augmented copies"
     def view(prepare):
         with autocast(images.x.device, amp): return torch.cat([below(model, prepare(xb), block) for xb, _ in batches(images, 256)])
-    return [view(pre if i == 0 else lambda xb: pre.train(xb, augment, g)) for i in range(cfg.views)]
+    return [view(pre if i == 0 else lambda xb: pre.train(xb, augment, g)) for i in range(min(cfg.views, cfg.epochs))]
 
 def _inputs(images, views, epoch, bs, g):
     "Batches of bytes, or of one of the views that were kept"

@@ -257,6 +257,7 @@ bad = { # name: (arguments, words of the message)
     'image size': ('--image-size 30', '30', 'patch size 8'),
     'image size 0': ('--image-size 0', 'Image size 0'),
     'blocks that do not parse': ('--blocks 4-5', '4..11', "'4-5'"),
+    'an open range of blocks': ('--blocks 4..', '4..11', "'4..'"),
     'a block that is not there': ('--blocks 4..9', 'no block 6', 'has 6'),
     'no block': ('--blocks 4..3', 'at least one block', '4..3'),
     'negative views': ('--views -1', 'views', 'got -1'),

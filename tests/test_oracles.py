@@ -137,6 +137,11 @@ def test_svd_and_compress_equal_dense(d, k, r):
         assert_close(error, true, **exact)
         assert_close(error, (S[rank:].square().sum() / S.square().sum()).sqrt(), **exact)  # Eckart-Young: no rank does better
 
+def test_a_zero_layer_asks_for_no_rank():
+    A, B = torch.randn(2, 8, 14, **f64), torch.randn(2, 11, 8, **f64)
+    B[0, :, 1:], B[1] = 0, 0
+    assert compress(LowRank(A, B), energy=.9)[0].rank == 1
+
 def test_compress_by_energy_takes_the_fewest_ranks():
     p = lowrank(9, 13, 6)
     share = (S := torch.linalg.svdvals(p.delta()).square()).cumsum(0) / S.sum()
