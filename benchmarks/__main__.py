@@ -34,7 +34,7 @@ def options(argv: list|None) -> argparse.Namespace:
 def machine(device: torch.device) -> dict:
     "What the numbers depend on"
     import peft
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=RECORDS, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=RECORDS, capture_output=True, text=True).stdout.strip()
     gpu = dict(gpu=torch.cuda.get_device_name(device)) if device.type == 'cuda' else {}
     return dict(cores=os.cpu_count(), threads=torch.get_num_threads(), processor=platform.machine(), **gpu,
                 python=platform.python_version(), torch=torch.__version__, timm=timm.__version__, peft=peft.__version__,

@@ -1,4 +1,4 @@
-"Peak memory and state size over 100 tasks: `python -m benchmarks.memory SIZE DEVICE AMP` prints rows as JSON."
+"Peak memory and state size over 100 tasks: `python -m benchmarks.memory SIZE DEVICE AMP COMPILED` prints rows as JSON (Linux or CUDA)."
 import json
 import sys
 from pathlib import Path
@@ -46,5 +46,5 @@ def measure(bench: Bench, tasks: int) -> list:
 
 
 if __name__ == '__main__':
-    size, device, amp = sys.argv[1:]
-    print(json.dumps(measure(Bench(SIZES[size], torch.device(device), amp == '1', False), TASKS[-1])))
+    size, device, amp, compiled = sys.argv[1:]
+    print(json.dumps(measure(Bench(SIZES[size], torch.device(device), amp == '1', compiled == '1'), TASKS[-1])))

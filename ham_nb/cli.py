@@ -33,7 +33,7 @@ NOTES = {
             'features nearly separate the classes; on CIFAR-100 at 96 pixels it is far behind (see the README).',
 }
 
-# %% ../nbs/17_cli.ipynb #e806a920
+# %% ../nbs/17_cli.ipynb #a378d58a
 def train_options(
     preset: str = None, # Named settings: demo
     dataset: str = 'digits', # digits, toy, cifar100 or folder
@@ -52,11 +52,11 @@ def train_options(
     tau: float = .1, # HAM: join a group at or above this similarity
     g_max: int = 5, # HAM: largest number of groups
     keep: float = 1., # HAM: fraction of an adapter that pruning keeps
-    similarity: str = 'delta', # HAM: delta, layers, B or cka
+    similarity: str = 'delta', # HAM: delta, layers, cka or B (which needs --group-rank 0)
     start: str = 'shared', # HAM: A of every task, shared or independent
     importance: str = 'adapter', # HAM: one scalar per adapter or per layer
     prune: str = 'entries', # HAM: entries, components or singular
-    group_rank: int = None, # HAM: largest rank of a group; twice --rank by default, 0 concatenates exactly
+    group_rank: int = None, # HAM: largest rank of a group; twice an adapter's largest in any layer by default, 0 concatenates exactly
     energy: float = None, # HAM: share of the energy that a group keeps
     head: str = 'prototype', # linear, cosine, prototype, prototype-fixed (no drift correction) or ridge
     epochs: int = TrainConfig.epochs, # Passes through the images of a task
@@ -68,7 +68,7 @@ def train_options(
     min_zoom: float = TrainConfig.zoom[0], # Augmentation: smallest side of the visible part, as a share of the image
     max_zoom: float = TrainConfig.zoom[1], # Augmentation: largest side
     degrees: float = TrainConfig.degrees, # Augmentation: largest rotation
-    views: int = TrainConfig.views, # Keep the outputs of the blocks below --blocks for so many views of each image
+    views: int = TrainConfig.views, # Keep the outputs of the blocks below --blocks for so many views of each image, the first not augmented
     seed: int = 1993, # Of the class order, starts, data order and augmentation
     device: str = None, # cuda, mps or cpu; the first that is there by default
     no_amp: bool = False, # Multiply in float32 even where the device has bfloat16

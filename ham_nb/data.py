@@ -287,12 +287,12 @@ class Augment:
         edge = 1 - 1 / x.shape[-1]  # beyond the outermost pixel centres the border is repeated; MPS has no padding mode for it
         return F.grid_sample(x, grid.clamp(-edge, edge), mode='bilinear', align_corners=False)
 
-# %% ../nbs/01_data.ipynb #712fe550
+# %% ../nbs/01_data.ipynb #3209b974
 def batches(
-    images: Images,
+    images: Images, # Or anything else with a tensor `x` and labels `y` of one length
     bs: int, # Batch size
     g: torch.Generator|None = None, # Shuffles; None keeps the order
 ): # Yields (xb, yb): (b, c, h, w) uint8 and (b,)
     "Batches of bytes and labels, each image once; the last batch may be smaller"
-    order = torch.arange(len(images)) if g is None else torch.randperm(len(images), generator=g)
+    order = torch.arange(len(images.y)) if g is None else torch.randperm(len(images.y), generator=g)
     for idx in order.to(images.x.device).split(bs): yield images.x[idx], images.y[idx]

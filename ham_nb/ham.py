@@ -21,7 +21,7 @@ from .pruning import SPACES, check_keep, prune_adapter
 from .scaling import importances, rebase
 from .similarity import SIMILARITIES, similarity
 
-# %% ../nbs/09_ham.ipynb #fe692f5d
+# %% ../nbs/09_ham.ipynb #c6fd9d50
 STARTS = ('shared', 'independent')
 
 @dataclass
@@ -34,7 +34,7 @@ class HAM:
     start: str = 'shared' # A of every task: 'shared' or 'independent'
     importance: str = 'adapter' # One scalar per 'adapter', or per adapter and 'layer'
     prune: str = 'entries' # 'entries', 'components' or 'singular'
-    group_rank: int|None = None # Largest rank of a group; None is twice the rank of a task's adapter, 0 concatenates exactly
+    group_rank: int|None = None # Largest rank of a group; None is twice the largest rank of an adapter in any layer, 0 concatenates exactly
     energy: float|None = None # And: the share of the energy that a group keeps
     reports: list = field(default_factory=list, repr=False) # One merge report per task: all that HAM itself remembers
 

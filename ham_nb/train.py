@@ -7,10 +7,11 @@ Docs: https://ham-nb.github.io/ham_nb/train.html.md"""
 # %% auto #0
 __all__ = ['TrainConfig', 'step_size', 'Diverged', 'show_progress', 'train_task']
 
-# %% ../nbs/12_train.ipynb #a203896a
+# %% ../nbs/12_train.ipynb #e2db5533
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -83,7 +84,7 @@ def show_progress() -> bool:
     import sys
     return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
-# %% ../nbs/12_train.ipynb #62e752bb
+# %% ../nbs/12_train.ipynb #cf3f3717
 @torch.no_grad()
 def _keep_views(model, pre, images, augment, cfg, block, amp, g) -> list: # One tensor (n, tokens, d) for each view
     "Outputs of the frozen blocks for the images as they are and for augmented copies"
@@ -91,13 +92,11 @@ def _keep_views(model, pre, images, augment, cfg, block, amp, g) -> list: # One 
         with autocast(images.x.device, amp): return torch.cat([below(model, prepare(xb), block) for xb, _ in batches(images, 256)])
     return [view(pre if i == 0 else lambda xb: pre.train(xb, augment, g)) for i in range(min(cfg.views, cfg.epochs))]
 
-def _inputs(images, views, epoch, bs, g):
-    "Batches of bytes, or of one of the views that were kept"
-    if not views: return batches(images, bs, g)
-    x, order = views[epoch % len(views)], torch.randperm(len(images), generator=g).to(images.x.device)
-    return ((x[idx], images.y[idx]) for idx in order.split(bs))
+def _shown(images, views, epoch): # For `batches`
+    "The bytes, or one of the views that were kept"
+    return SimpleNamespace(x=views[epoch % len(views)], y=images.y) if views else images
 
-# %% ../nbs/12_train.ipynb #a0a47597
+# %% ../nbs/12_train.ipynb #f2232608
 def train_task(
     model: nn.Module, # Features of a batch, (b, 3, h, w) -> (b, d)
     pre: Preprocess,
@@ -127,7 +126,7 @@ def train_task(
     watched = show_progress() if progress is None else progress
     with tqdm(total=cfg.epochs * per_epoch, desc=f'task {task}', leave=False, disable=not watched) as bar:
         for epoch in range(cfg.epochs):
-            for xb, yb in _inputs(images, views, epoch, cfg.bs, g):
+            for xb, yb in batches(_shown(images, views, epoch), cfg.bs, g):
                 with autocast(device, amp): z = features(xb)
                 logits, yb = head.train_logits(z.float()), yb - head.seen
                 loss = F.cross_entropy(logits, yb, label_smoothing=cfg.label_smoothing)
