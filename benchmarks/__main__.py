@@ -11,7 +11,7 @@ from pathlib import Path
 import timm
 import torch
 
-from ham_nb.backbone import has_bf16, pick_device
+from ham_nb.backbone import PRECISIONS, pick_device, pick_precision
 
 from . import tables
 from .subjects import SIZES, Bench
@@ -24,7 +24,7 @@ def options(argv: list|None) -> argparse.Namespace:
     p.add_argument('--device', default='cpu', help='cpu or cuda')
     p.add_argument('--size', choices=SIZES, help='what to train; the device decides by default')
     p.add_argument('--rounds', type=int, default=11, help='how often each subject is timed')
-    p.add_argument('--no-amp', action='store_true', help='float32 even where the device has bfloat16')
+    p.add_argument('--precision', choices=PRECISIONS, help='of matrix products; bf16 where the device has it by default')
     p.add_argument('--compile', action='store_true', help='compile the blocks with torch.compile')
     p.add_argument('--only', help=f'some of {", ".join(tables.ALL)}, separated by commas')
     p.add_argument('--out', type=Path, help='file of the record; nbs/results/speed[-variant].json by default')
@@ -44,20 +44,20 @@ def machine(device: torch.device) -> dict:
 def main(argv: list|None = None) -> int:
     o = options(argv)
     device, start = pick_device(o.device), time.perf_counter()
-    amp = has_bf16(device) and not o.no_amp
+    precision = pick_precision(device, o.precision)
     size = o.size or device.type
-    bench = Bench(SIZES[size], device, amp, o.compile)
+    bench = Bench(SIZES[size], device, precision, o.compile)
     wanted = o.only.split(',') if o.only else list(tables.ALL)
     if unknown := [w for w in wanted if w not in tables.ALL]: sys.exit(f'Unknown table {unknown[0]!r}, known are {", ".join(tables.ALL)}.')
     typed = ' '.join(['python -m benchmarks', *(sys.argv[1:] if argv is None else argv)])
     record = dict(command=typed, machine=machine(device), size=size, **vars(SIZES[size]),
-                  dtype='bfloat16' if amp else 'float32', compiled=o.compile, rounds=o.rounds, tables={})
+                  precision=precision, compiled=o.compile, rounds=o.rounds, tables={})
     for name in wanted:
         print(f'\n## {name}\n', flush=True)
         record['tables'][name] = table = tables.ALL[name](bench, o.rounds)
         print(tables.markdown(table), flush=True)
     record['minutes'] = round((time.perf_counter() - start) / 60, 1)
-    variant = ''.join(f'-{v}' for v in (size if size != 'cpu' else '', 'compiled' if o.compile else '', 'float32' if o.no_amp else '') if v)
+    variant = ''.join(f'-{v}' for v in (size if size != 'cpu' else '', 'compiled' if o.compile else '', o.precision or '') if v)
     out = o.out or RECORDS/f'speed{variant}.json'
     out.write_text(json.dumps(record, indent=1) + '\n')
     print(f'\n{record["minutes"]} minutes; {out} written')

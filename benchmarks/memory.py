@@ -46,5 +46,5 @@ def measure(bench: Bench, tasks: int) -> list:
 
 
 if __name__ == '__main__':
-    size, device, amp, compiled = sys.argv[1:]
-    print(json.dumps(measure(Bench(SIZES[size], torch.device(device), amp == '1', compiled == '1'), TASKS[-1])))
+    size, device, precision, compiled = sys.argv[1:]
+    print(json.dumps(measure(Bench(SIZES[size], torch.device(device), precision, compiled == '1'), TASKS[-1])))

@@ -29,8 +29,8 @@ SIZES = {
 
 class Bench:
     "A size on a device: builds subjects that share one batch"
-    def __init__(self, size: Size, device: torch.device, amp: bool, compiled: bool):
-        self.size, self.device, self.amp, self.compiled = size, device, amp, compiled
+    def __init__(self, size: Size, device: torch.device, precision: str, compiled: bool):
+        self.size, self.device, self.precision, self.compiled = size, device, precision, compiled
         if compiled:  # all subjects share the code of timm's block; beyond the limit torch would run them uncompiled
             torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
         torch.manual_seed(0)
@@ -52,7 +52,7 @@ class Bench:
         params = [*params, *head.parameters()]
         opt = torch.optim.AdamW(params, lr=self.size.lr, fused=True)
         def run():
-            with autocast(self.device, self.amp): z = features()
+            with autocast(self.device, self.precision): z = features()
             F.cross_entropy(head(z.float()), self.y).backward()
             nn.utils.clip_grad_norm_(params, 1.)
             opt.step(); opt.zero_grad(set_to_none=True)

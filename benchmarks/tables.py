@@ -89,7 +89,7 @@ def export(bench: Bench, rounds: int) -> list:
     def forward(m):
         @torch.no_grad()
         def run():
-            with autocast(bench.device, bench.amp): m(bench.x)
+            with autocast(bench.device, bench.precision): m(bench.x)
         return run
     seconds = alternate({'exported': forward(exported), 'plain timm': forward(plain)}, 4 * rounds, bench.device)
     same = type(exported) is type(plain) and list(exported.state_dict()) == list(plain.state_dict())
@@ -101,7 +101,7 @@ def export(bench: Bench, rounds: int) -> list:
 def memory(bench: Bench, rounds: int) -> list:
     "Peak memory and size of the state over 100 tasks, in a process of its own"
     size = next(name for name, s in SIZES.items() if s == bench.size)
-    arguments = size, str(bench.device), str(int(bench.amp)), str(int(bench.compiled))
+    arguments = size, str(bench.device), bench.precision, str(int(bench.compiled))
     done = subprocess.run([sys.executable, '-m', 'benchmarks.memory', *arguments],
                           cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -121,7 +121,7 @@ def loop(bench: Bench, rounds: int) -> list:
         cfg = TrainConfig(epochs=2, bs=size.bs, lr=size.lr, views=views)
         block = first_block(layers)
         bench.prepare(model)
-        return lambda: train_task(model, pre, head, images, trainable(layers), cfg, amp=bench.amp, progress=False, block=block)
+        return lambda: train_task(model, pre, head, images, trainable(layers), cfg, precision=bench.precision, progress=False, block=block)
     upper = f'4..{len(bench.backbone().blocks) - 1}'
     per = {'bare step': size.bs, 'whole loop': 2 * n, 'whole loop, adapters from block 4': 2 * n, 'the same, frozen prefix kept': 2 * n}
     model, layers, _ = bench.ham_layers(1)

@@ -71,7 +71,7 @@ def train_options(
     views: int = TrainConfig.views, # Keep the outputs of the blocks below --blocks for so many views of each image, the first not augmented
     seed: int = 1993, # Of the class order, starts, data order and augmentation
     device: str = None, # cuda, mps or cpu; the first that is there by default
-    no_amp: bool = False, # Multiply in float32 even where the device has bfloat16
+    precision: str = None, # fp32, bf16 or fp16; bf16 where the device has it by default
     out: str = 'runs/last', # Folder for the result card, the state and the figures
     resume: bool = False, # Continue the run in --out after its last complete task
     overwrite: bool = False, # Replace the run in --out
@@ -92,7 +92,7 @@ def parse(options, prog: str, argv: list|None) -> dict: # Name -> value
 
 # %% ../nbs/17_cli.ipynb #a549aeed
 _HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'group_rank', 'energy')
-_RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'blocks', 'rank', 'scale', 'seed', 'device', 'overwrite')
+_RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'blocks', 'rank', 'scale', 'seed', 'device', 'precision', 'overwrite')
 _TRAIN_SETTINGS = ('epochs', 'bs', 'lr', 'head_lr', 'weight_decay', 'label_smoothing', 'degrees', 'views')
 
 # %% ../nbs/17_cli.ipynb #71e23880
@@ -109,7 +109,7 @@ def begin_runs(o: dict) -> list: # One `Run` for each method, nothing learnt yet
     outs = [Path(o['out'])/n.replace('+', '-') if len(names) > 1 else Path(o['out']) for n in names]
     held = [o['resume'] and (out/'results.json').exists() for out in outs]  # of several methods, some may not have begun
     for out, h in zip(outs, held): check_out(out, h or o['resume'] and not any(held), o['overwrite'])
-    settings = dict(train=train, amp=False if o['no_amp'] else None, **{k: o[k] for k in _RUN_SETTINGS})
+    settings = dict(train=train, **{k: o[k] for k in _RUN_SETTINGS})
     return [begin(stream, method=m, head=head, out=out, resume=h, **settings) for m, head, out, h in zip(methods, heads, outs, held)]
 
 # %% ../nbs/17_cli.ipynb #2ef00281

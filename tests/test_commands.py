@@ -19,6 +19,7 @@ import ham_nb
 from ham_nb import cli
 from ham_nb.backbone import nano_vit
 from ham_nb.cli import report_command, train_command
+from ham_nb.continual import FORMAT, read_checkpoint
 from ham_nb.ham import HAM
 from ham_nb.metrics import all_metrics
 
@@ -118,7 +119,8 @@ def test_train_draws_figures(trained):
     out, _ = trained
     for name in 'accuracy.png', 'groups.png':
         with Image.open(out/name) as im: assert min(im.size) > 100
-    assert {p.name for p in out.iterdir()} == {'results.json', 'accuracy.png', 'groups.png', read(out)['state']}
+    assert {p.name for p in out.iterdir()} == {'results.json', 'log.jsonl', 'accuracy.png', 'groups.png',
+                                               'state-005.safetensors', read(out)['state']}
 
 def test_train_prints_settings_and_a_table(trained):
     out, done = trained
@@ -147,7 +149,7 @@ def test_overwrite_leaves_nothing_of_the_old_run(tmp_path):
     assert train_command([*TINY, '--tasks', '3', '--out', out, '--overwrite', '--method', 'frozen', '--head', 'ridge']) == 0
     c = read(out)
     assert c['method'] == 'frozen' and c['config']['head'] == 'ridge' and len(c['accuracy_matrix']) == 3
-    assert set(contents(out)) == {Path(n) for n in ('results.json', 'accuracy.png', 'state-003.safetensors')}
+    assert set(contents(out)) == {Path(n) for n in ('results.json', 'accuracy.png', 'state-002.safetensors', 'state-003.safetensors')}
 
 def test_resume_refuses_other_settings(trained, capsys):
     out, _ = trained
@@ -161,16 +163,31 @@ def test_resume_of_a_finished_run_changes_nothing(trained, capsys):
     assert train_command([*TINY, '--out', str(out), '--resume']) == 0
     assert read(out) == before
 
-@pytest.mark.parametrize('damage', ['card', 'state', 'no state'])
-def test_resume_of_a_damaged_run_is_refused(damage, trained, tmp_path, capsys):
+@pytest.mark.parametrize('damage', ['truncated', 'of a newer format', 'without a header', 'gone'])
+def test_resume_of_a_damaged_checkpoint_is_refused(damage, trained, tmp_path, capsys):
     files = {p.name: b for p, b in contents(trained[0]).items()}
-    state = next(n for n in files if n.startswith('state'))
-    if damage == 'no state': del files[state]
-    else:
-        name = {'card': 'results.json', 'state': state}[damage]
-        files[name] = files[name][:len(files[name]) // 2]
     for name, b in files.items(): (tmp_path/name).write_bytes(b)
-    assert_refused(capsys, train_command([*TINY, '--out', str(tmp_path), '--resume']), 'results.json' if damage == 'card' else state)
+    older, state = sorted(tmp_path.glob('state-*'))
+    tensors, header = read_checkpoint(state)
+    header = {'of a newer format': dict(ham_nb=json.dumps({**header, 'format': FORMAT + 1})), 'without a header': {}}.get(damage)
+    if damage == 'gone': state.unlink(); older.unlink()
+    elif damage == 'truncated': state.write_bytes(files[state.name][:len(files[state.name]) // 2])
+    else: save_file(tensors, state, header)
+    before = contents(tmp_path)
+    words = {'truncated': 'cannot be read', 'of a newer format': f'format {FORMAT + 1}',
+             'without a header': 'format None', 'gone': 'overwrite'}
+    offer = [] if damage == 'gone' else [state.name, f'remove it to go on from {older.name!r}']
+    assert_refused(capsys, train_command([*TINY, '--out', str(tmp_path), '--resume']), words[damage], *offer)
+    assert contents(tmp_path) == before
+    if offer:  # and the offer holds
+        state.unlink()
+        assert train_command([*TINY, '--out', str(tmp_path), '--resume']) == 0
+        assert same_tensors(state, trained[0]/state.name) and read(tmp_path)['accuracy_matrix'] == read(trained[0])['accuracy_matrix']
+
+def test_resume_mends_the_card(trained, tmp_path):
+    for p, b in contents(trained[0]).items(): (tmp_path/p.name).write_bytes(b[:300] if p.name == 'results.json' else b)
+    assert train_command([*TINY, '--out', str(tmp_path), '--resume']) == 0
+    assert read(tmp_path) == read(trained[0])
 
 def test_several_methods_each_get_a_folder_and_a_comparison(tmp_path, capsys):
     out = tmp_path/'both'
@@ -322,7 +339,7 @@ def test_divergence_keeps_the_last_good_state(trained, tmp_path, capsys, monkeyp
     assert_refused(capsys, code, 'nan', 'task 2', 'step 0')
     card = read(out)
     assert len(card['accuracy_matrix']) == len(card['merge_reports']) == 2
-    assert set(contents(out)) == {Path('results.json'), Path('state-002.safetensors')}
+    assert set(contents(out)) == {Path(n) for n in ('results.json', 'log.jsonl', 'state-001.safetensors', 'state-002.safetensors')}
     assert all(t.isfinite().all() for t in load_file(out/'state-002.safetensors').values())
     assert train_command([*TINY, '--out', str(out), '--resume']) == 0
     straight = trained[0]

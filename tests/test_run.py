@@ -80,7 +80,7 @@ def test_resuming_a_run_that_was_stopped_within_a_task(stream, tmp_path):
     assert_same(make('ham', stream), make('ham', stream, out=tmp_path, resume=True))
 
 def test_resuming_a_run_that_was_stopped_while_saving(stream, tmp_path, monkeypatch):
-    "The state of task 2 is there, its card is not: the card of task 1 and its state count"
+    "What task 1 left counts"
     run = make('ham', stream, begin, out=tmp_path)
     for _ in range(2): run.learn_task()
     def stop(*args): raise KeyboardInterrupt
@@ -89,7 +89,7 @@ def test_resuming_a_run_that_was_stopped_while_saving(stream, tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt): run.learn_task()
     assert len(read_card(tmp_path)['accuracy_matrix']) == 2
     assert_same(make('ham', stream), make('ham', stream, out=tmp_path, resume=True))
-    assert {p.name for p in tmp_path.iterdir()} == {'results.json', 'state-004.safetensors'}
+    assert {p.name for p in tmp_path.iterdir()} == {'results.json', 'log.jsonl', 'state-003.safetensors', 'state-004.safetensors'}
 
 def test_resuming_refuses_another_stream_or_setting(stream, tmp_path):
     make('ham', stream, begin, out=tmp_path).learn_task()
@@ -103,11 +103,11 @@ def test_resuming_refuses_another_stream_or_setting(stream, tmp_path):
 def test_divergence_puts_the_adapters_back(stream, monkeypatch):
     run = make('ham', stream, begin)
     for _ in range(2): run.learn_task()
-    before = extract(run.model, run.pre, stream.test(0), amp=False)
+    before = extract(run.model, run.pre, stream.test(0), precision='fp32')
     losses = iter([0., 0., float('nan')])
     monkeypatch.setattr(HAM, 'penalty', lambda self: torch.tensor(next(losses)), raising=False)
     with pytest.raises(Diverged, match='at task 2, step 2'): run.learn_task()
-    assert_close(extract(run.model, run.pre, stream.test(0), amp=False), before)
+    assert_close(extract(run.model, run.pre, stream.test(0), precision='fp32'), before)
     assert run.tasks_done == len(run.method.reports) == 2
 
 # -- what a run writes and returns
@@ -125,7 +125,7 @@ def test_a_run_shows_itself_as_a_table(stream):
     assert f"{100 * run.card['metrics']['final_accuracy']:.1f} %" in run._repr_markdown_() and '| 0 |' in run.table()
 
 def test_the_merged_model_predicts_what_the_run_measured(stream):
-    run = make('ham, other choices', stream, amp=False)
+    run = make('ham, other choices', stream, precision='fp32')
     model = run.merged_model()
     assert type(model) is VisionTransformer and not any(isinstance(m, LoRALinear) for m in model.modules())
     for task, accuracy in enumerate(run.card['accuracy_matrix'][-1]):
@@ -220,7 +220,7 @@ def test_blocks_and_views(tmp_path):
 def test_compiled_blocks_are_compiled_once():
     "Buffers, scalars and the adapter keep their shapes from the first task on, so no task compiles anything anew"
     from torch._dynamo.utils import counters
-    run = begin(TaskStream.named('toy', tasks=6), method=HAM(tau=1., g_max=3), rank=2, amp=False, **QUICK)
+    run = begin(TaskStream.named('toy', tasks=6), method=HAM(tau=1., g_max=3), rank=2, precision='fp32', **QUICK)
     for block in run.model.blocks: block.compile(backend='aot_eager')  # the tracing, without the generation of code
     counters.clear()
     graphs = []
