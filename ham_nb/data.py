@@ -242,10 +242,13 @@ def download(
     if wrong: raise ValueError(f'{url} is not the expected file and was removed: {wrong}.')
     return path
 
-# %% ../nbs/01_data.ipynb #c1d21931
+# %% ../nbs/01_data.ipynb #7b9e7e90
 def _members(archive: tarfile.TarFile|zipfile.ZipFile) -> list: # (member, its name, is it a file or a folder)
     "What an archive holds"
-    if isinstance(archive, tarfile.TarFile): return [(m, m.name, m.isreg() or m.isdir()) for m in archive]
+    if isinstance(archive, tarfile.TarFile):
+        members = [(m, m.name, m.isreg() or m.isdir()) for m in archive]
+        while archive.fileobj.read(1 << 20): pass  # up to the checksum that a compressed file ends with
+        return members
     plain = 0, stat.S_IFREG, stat.S_IFDIR  # 0: written by a system without file types
     return [(m, m.filename, stat.S_IFMT(m.external_attr >> 16) in plain) for m in archive.infolist()]
 
@@ -265,7 +268,7 @@ def _extract(
     for m in members: m.mode = 0o755 if m.isdir() else 0o644  # early releases of Python 3.10 and 3.11 have no filters
     archive.extractall(to, members)
 
-# %% ../nbs/01_data.ipynb #87797e96
+# %% ../nbs/01_data.ipynb #ee575421
 def unpack(
     archive: str|Path, # .zip, or .tar with or without compression
     folder: str|Path, # What is taken out of the archive is its top folder of this name; a folder that is there already is kept
@@ -285,7 +288,8 @@ def unpack(
                 if not whole.is_dir(): raise ValueError(f'{str(archive)!r} holds no folder {folder.name!r}.')
                 if not folder.is_dir(): whole.replace(folder)
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f'Cannot unpack {str(archive)!r} into {str(folder.parent)!r}: {e}') from e
+        reason = (str(e) or type(e).__name__).splitlines()[0].rstrip(':.')
+        raise ValueError(f'Cannot unpack {str(archive)!r} into {str(folder.parent)!r}: {reason}.') from e
     return folder
 
 # %% ../nbs/01_data.ipynb #eb90f609
