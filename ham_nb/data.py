@@ -52,7 +52,7 @@ class Images:
     def to(self, device) -> 'Images': return Images(self.x.to(device), self.y.to(device), self.classes, self.flip)
     def __repr__(self): return f'Images({len(self)} x {tuple(self.x.shape[1:])}, {len(self.classes)} classes)'
 
-# %% ../nbs/01_data.ipynb #379043b8
+# %% ../nbs/01_data.ipynb #933872e6
 def _for_testing(
     y: np.ndarray, # (n,) labels
     classes: list[str],
@@ -76,13 +76,14 @@ def split(
     test = torch.from_numpy(_for_testing(images.y.numpy(), images.classes, test_share, seed))
     return images[~test], images[test]
 
+# %% ../nbs/01_data.ipynb #54a824e1
 def digits() -> tuple[Images, Images]: # Train (1438, 1, 8, 8) and test (359, 1, 8, 8)
     "Handwritten digits from scikit-learn, 10 classes"
     x, y = load_digits(return_X_y=True)
     x = torch.from_numpy(x / 16 * 255).round().to(torch.uint8).view(-1, 1, 8, 8)
     return split(Images(x, torch.from_numpy(y), [str(i) for i in range(10)], flip=False))
 
-# %% ../nbs/01_data.ipynb #16d73a8c
+# %% ../nbs/01_data.ipynb #9ca323b8
 _SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 
 def _read_square(
@@ -97,6 +98,7 @@ def _read_square(
         return np.asarray(im).transpose(2, 0, 1)
     except (OSError, UnidentifiedImageError, SyntaxError) as e: raise ValueError(f'Cannot read the image {str(path)!r}: {e}') from e
 
+# %% ../nbs/01_data.ipynb #ece2473f
 def _read_files(
     parts: list, # (paths, labels) of train and of test
     classes: list[str],
@@ -181,7 +183,7 @@ ARCHIVES = {
         'a61312130a589d0ca1a8fca1f2bd3337', 2_191_079_936, 'imagenet-r', 200, 24_000, 6_000, 'ours: a fifth of each class, seed 0'),
 }
 
-# %% ../nbs/01_data.ipynb #551c8f07
+# %% ../nbs/01_data.ipynb #2ee90b44
 _TIMEOUT = 30  # seconds without a byte
 
 def _mismatch(
@@ -197,6 +199,7 @@ def _mismatch(
         while chunk := f.read(1 << 20): digest.update(chunk)
     if digest.hexdigest() != md5: return f'md5 {digest.hexdigest()} instead of {md5}'
 
+# %% ../nbs/01_data.ipynb #6e50c77b
 def _receive(
     url: str,
     part: Path, # What has arrived so far
@@ -292,7 +295,7 @@ def unpack(
         raise ValueError(f'Cannot unpack {str(archive)!r} into {str(folder.parent)!r}: {reason}.') from e
     return folder
 
-# %% ../nbs/01_data.ipynb #eb90f609
+# %% ../nbs/01_data.ipynb #dffa76d6
 def _fetch(
     name: str, # One of `ARCHIVES`
     root: str|Path, # Holds the unpacked sets, and their archives
@@ -309,6 +312,7 @@ def _fetch(
     elif wrong := _mismatch(archive, a.bytes, a.md5): raise ValueError(f'{str(archive)!r} is not the published archive: {wrong}.')
     return unpack(archive, folder)
 
+# %% ../nbs/01_data.ipynb #872774fa
 def _read_benchmark(
     name: str, # One of `ARCHIVES`
     at: Path, # The folder that was listed
@@ -360,7 +364,7 @@ def cub200(
     parts = _divide([at/'images'/f for f in files.values()], y, test)
     return _read_benchmark('cub200', at, parts, [n.split('.', 1)[-1].replace('_', ' ') for n in names.values()], size)
 
-# %% ../nbs/01_data.ipynb #e10257f8
+# %% ../nbs/01_data.ipynb #fc14d802
 def _names(
     ids: list[str], # WordNet ids
     path: Path, # Of the list, `id synonym, synonym` in each line, if there is one
@@ -370,6 +374,7 @@ def _names(
     first = [known.get(i, i).split(',')[0].strip().replace('_', ' ') for i in ids]
     return [n if first.count(n) == 1 else f'{n} ({i})' for n, i in zip(first, ids)]
 
+# %% ../nbs/01_data.ipynb #e0f96c5d
 def tiny_imagenet(
     root: str|Path, # Folder that holds (or will hold) `tiny-imagenet-200`
     size: int = 64, # Side in pixels of the squares that are kept in memory; the files have 64
@@ -384,6 +389,7 @@ def tiny_imagenet(
     test = [at/'val'/'images'/f for f in val], np.array([ids.index(c) for c in val.values()])
     return _read_benchmark('tiny_imagenet', at, [(paths, y), test], _names(ids, at/'words.txt'), size)
 
+# %% ../nbs/01_data.ipynb #0f7529f0
 def imagenet_r(
     root: str|Path, # Folder that holds (or will hold) `imagenet-r`
     size: int = 256, # Side in pixels of the squares that are kept in memory
@@ -476,7 +482,7 @@ class TaskStream:
         return f'**{self.name}**: {len(self.classes)} classes in {len(self)} tasks, {order}\n\n' + '\n'.join(
             ['| task | classes | train | test |', '| --- | --- | --- | --- |', *rows])
 
-# %% ../nbs/01_data.ipynb #c3c7cd23
+# %% ../nbs/01_data.ipynb #b1944e3f
 SOURCES = {'digits': digits, 'toy': toy, 'cifar100': cifar100, 'cub200': cub200, 'tiny_imagenet': tiny_imagenet,
            'imagenet_r': imagenet_r, 'folder': folder}
 _NEEDS_ROOT = {*ARCHIVES, 'folder'}
@@ -500,6 +506,7 @@ def named(cls: TaskStream,
     label = Path(root).name if name == 'folder' else name
     return cls(*SOURCES[name](*args, **kwargs), tasks=tasks, seed=seed, limit_per_class=limit_per_class, name=label)
 
+# %% ../nbs/01_data.ipynb #86089740
 @patch(cls_method=True)
 def from_folder(cls: TaskStream,
     path: str|Path, # `train/<class>/*` and `test/<class>/*`, or `<class>/*`
