@@ -29,9 +29,11 @@ from .data import Augment, Images, batches, normalize, resize
 # %% ../nbs/02_backbone.ipynb #41243580
 def _launched() -> bool: return int(os.environ.get('WORLD_SIZE', 1)) > 1  # by `accelerate launch` or `torchrun`
 
+def _processes() -> PartialState: return PartialState(cpu=not torch.cuda.is_available())
+
 def world() -> tuple[int, int]: # Rank of this process, and how many share the run
     "(0, 1), unless a launcher started several processes"
-    return (PartialState().process_index, PartialState().num_processes) if _launched() else (0, 1)
+    return (_processes().process_index, _processes().num_processes) if _launched() else (0, 1)
 
 def summed(t: Tensor) -> Tensor:
     "The sum of a tensor over all processes of the run"
@@ -45,7 +47,7 @@ def pick_device(
     if name is None: name = next(d for d, ok in there.items() if ok)
     kind = name.split(':')[0]
     if not there.get(kind, False): raise ValueError(f'Device {name!r} is not available here, only {[d for d, ok in there.items() if ok]}.')
-    return PartialState(cpu=kind == 'cpu').device if _launched() else torch.device(name)
+    return _processes().device if _launched() and kind == 'cuda' else torch.device(name)
 
 def has_bf16(device: torch.device) -> bool:
     "Does this device multiply bfloat16 natively?"

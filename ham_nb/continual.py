@@ -24,6 +24,7 @@ import timm
 import torch
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import set_seed
 from fastcore.basics import patch
 from safetensors import SafetensorError
 import ham_nb
@@ -35,7 +36,7 @@ from .lora import adapt, merged, set_groups, trainable
 from .lowrank import LowRank
 from .merging import merged_model as fold_model
 from .metrics import all_metrics
-from .train import Stopped, TrainConfig, Watch, train_task
+from .train import Stopped, TrainConfig, Watch, random_state, set_random_state, train_task
 
 # %% ../nbs/13_continual.ipynb #bd813cb0
 def accuracies(
@@ -75,7 +76,7 @@ def checkpoints(out: Path) -> list: # The newest last
     def place(path): return [int(n) for n in path.stem.split('-')[1:]]
     return sorted(Path(out).glob('state-*.safetensors'), key=place)
 
-def read_checkpoint(path: Path) -> tuple[dict, dict]: # Tensors, and `card` and `loop` (numbers of the loop in mid-task, or None)
+def read_checkpoint(path: Path) -> tuple[dict, dict]: # Tensors; `card`, and `loop`: numbers of the loop, or of the generators alone
     "One checkpoint, refused where it is damaged or not of this format"
     try:
         with safetensors.safe_open(path, 'pt') as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
@@ -145,11 +146,11 @@ class Run:
         "Features of images under all that was learnt"
         with merged(self.layers): return extract(self.model, self.pre, images, precision=self.precision)
 
-# %% ../nbs/13_continual.ipynb #5d634fcc
+# %% ../nbs/13_continual.ipynb #abcdac93
 @contextmanager
-def _ask_to_stop(on: bool):
+def _ask_to_stop(run):
     "Turn the first signal to stop into a question: yields a function that says whether it came"
-    asked = []
+    asked, on = [], run.out is not None
     def ask(number, frame):
         if asked: raise KeyboardInterrupt
         asked.append(number)
@@ -157,10 +158,11 @@ def _ask_to_stop(on: bool):
     try: before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM) if on}
     except ValueError: before = {}  # outside the main thread nobody may ask
     try: yield lambda: bool(asked)
+    except Stopped as e: raise Stopped(f'{e}; resume=True (--resume) goes on from {str(run.out)!r}.') from None
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/13_continual.ipynb #20cafedb
+# %% ../nbs/13_continual.ipynb #3754d53e
 @patch
 def learn_task(self: Run) -> dict: # The card
     "Learn the next task, test, and write the state down"
@@ -171,7 +173,7 @@ def learn_task(self: Run) -> dict: # The card
     self.method.begin_task(self.layers, task, self.seed)
     self.head.begin_task(len(self.stream.labels(task)), images.x.device)
     before = self.features(images) if self.head.wants_before and self.method.trains and task else None
-    with _ask_to_stop(self.out is not None) as asked:
+    with _ask_to_stop(self) as asked:
         trained = self._train(images, task, asked) if self.method.trains or self.head.uses_rows else {}
         probe = images[::max(1, len(images) // 256)]  # images are sorted by class: take some of each
         report = self.method.end_task(self.layers, task, lambda: extract(self.model, self.pre, probe, precision=self.precision))
@@ -217,9 +219,10 @@ def save(self: Run,
     "Write a checkpoint; after a task the card too; then drop all checkpoints but the last two"
     if not _first(): return
     place = f'{self.tasks_done:03d}' + (f'-{len(tensors["losses"]):06d}' if tensors else '')
-    state = self.boundary | {f'loop.{k}': v for k, v in tensors.items()} if tensors else state_tensors(self.layers, self.head)
+    state = self.boundary if tensors else state_tensors(self.layers, self.head)
+    beside, numbers = (tensors, numbers) if tensors else random_state()
     self.card['state'] = f'state-{place}.safetensors'
-    header = dict(format=FORMAT, card=self.card, loop=numbers)
+    state, header = state | {f'loop.{k}': v for k, v in beside.items()}, dict(format=FORMAT, card=self.card, loop=numbers)
     _write(self.out/self.card['state'], safetensors.torch.save(state, dict(ham_nb=json.dumps(header))))
     if not tensors: _write(self.out/'results.json', json.dumps(self.card, indent=1).encode())
     for old in checkpoints(self.out)[:-2]: old.unlink()
@@ -245,7 +248,12 @@ def read_log(
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(l) for l in lines if l.endswith('}\n')]
 
-# %% ../nbs/13_continual.ipynb #815058b0
+# %% ../nbs/13_continual.ipynb #7b00c489
+@patch
+def finish(self: Run):
+    "Close the trackers"
+    for tracker in self.trackers: tracker.finish()
+
 @patch
 def merged_model(self: Run) -> torch.nn.Module:
     "The plain timm model with everything folded in, with the classifier where the head is linear"
@@ -343,7 +351,8 @@ def _restore(run: Run):
     run.card = header['card']
     load_state(run.layers, run.head, tensors, run.card['config']['method_settings'].get('importance', 'adapter'))
     loop = {k.removeprefix('loop.'): v for k, v in tensors.items() if k.startswith('loop.')}
-    run.start = (loop, header['loop']) if loop else None
+    if 'losses' in loop: run.start = loop, header['loop']
+    else: set_random_state(loop, header['loop'])
     if hasattr(run.method, 'reports'): run.method.reports = list(run.card['merge_reports'])
     if not _first(): return
     here = run.tasks_done, len(loop.get('losses', ()))
@@ -385,13 +394,14 @@ def begin(
                   dataset=stream.name, tasks=len(stream), class_seed=stream.seed, limit_per_class=stream.limit_per_class,
                   backbone=backbone, weights=weights and Path(weights).name, preprocess=asdict(pre),
                   train=asdict(train), seed=seed, precision=precision)
+    set_seed(seed)  # for what a method may draw from generators that programs share
     card = _new_card(stream, config, next(model.parameters()).device)
     run = Run(stream, model, pre, layers, classifier, method, train, seed, card, precision, out, progress, save_every)
     if compiled: compile_blocks(model)
     if world()[1] > 1: PartialState().wait_for_everyone()  # all have looked at the folder before the first one changes it
+    run.trackers = make_trackers(trackers, out, config)
     if resume: _restore(run)
     elif out and _first(): _clear(out)
-    run.trackers = make_trackers(trackers, out, config)
     return run
 
 # %% ../nbs/13_continual.ipynb #a9c69378
@@ -416,13 +426,14 @@ def make_trackers(
 
 def _begin_tracker(name, kind, out, config):
     PartialState()  # trackers ask it whether they run in the first process
-    try: tracker = kind(out.name, **(dict(logging_dir=str(out)) if kind.requires_logging_directory else {}))
+    try:
+        tracker = kind(out.name, **(dict(logging_dir=str(out)) if kind.requires_logging_directory else {}))
+        getattr(tracker, 'start', lambda: None)()
     except (ImportError, NameError) as e: raise ValueError(f'The tracker {name!r} lacks its package: pip install {name}.') from e
-    getattr(tracker, 'start', lambda: None)()
     tracker.store_init_configuration({k: v if isinstance(v, (int, float, str, bool)) else json.dumps(v) for k, v in config.items()})
     return tracker
 
-# %% ../nbs/13_continual.ipynb #1766ce9b
+# %% ../nbs/13_continual.ipynb #32322e63
 def learn(
     stream: TaskStream,
     backbone: str = NANO, # Full tag of a timm ViT, or the bundled nano ViT
@@ -433,5 +444,5 @@ def learn(
     "Learn a stream of tasks, one after the other"
     run = begin(stream, backbone, method, head, **kwargs)
     while run.tasks_done < len(stream): run.learn_task()
-    for tracker in run.trackers: tracker.finish()
+    run.finish()
     return run

@@ -84,7 +84,7 @@ def test_a_value_of_the_wrong_kind_is_an_error(capsys, tmp_path):
 def test_options_override_a_preset():
     demo = cli.parse(cli.train_options, 'ham-train', ['--preset', 'demo', '--epochs', '1'])
     assert demo['epochs'] == 1 and demo['dataset'] == 'digits'
-    assert cli.parse(cli.train_options, 'ham-train', [])['epochs'] != cli.PRESETS['demo']['epochs']  # and do not leak out of it
+    assert cli.parse(cli.train_options, 'ham-train', [])['epochs'] != cli.PRESETS['demo'].epochs  # and do not leak out of it
 
 # -- a run
 

@@ -1,0 +1,134 @@
+"Presets, plans, sweeps, logs and trackers"
+import json
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ham_nb import cli, data
+from ham_nb.backbone import NANO
+from ham_nb.cli import PRESETS, begin_runs, parse, report_command, train_command, train_options
+from ham_nb.continual import read_log
+from ham_nb.data import ARCHIVES, Images
+
+TINY = '--dataset toy --tasks 2 --natural-order --limit-per-class 8 --epochs 2 --bs 8 --device cpu'.split()
+BENCHMARKS = {'cifar100-10', 'cifar100-20', 'cifar100-50', 'cub200-10', 'cub200-20', 'tiny-imagenet-10', 'tiny-imagenet-20',
+              'imagenet-r-10', 'imagenet-r-20'}
+each_preset = pytest.mark.parametrize('name', [n for n in PRESETS if n != 'demo'])
+
+def test_the_presets_are_those_of_the_field():
+    assert set(PRESETS) == {'demo'} | BENCHMARKS | {f'{n}-vit-tiny' for n in BENCHMARKS}
+
+@each_preset
+def test_a_preset_names_what_there_is(name):
+    p, known = PRESETS[name], set(timm.list_pretrained())
+    assert p.dataset in ARCHIVES and p.backbone in known and '.' in p.backbone
+    assert name.startswith(f'{p.dataset.replace("_", "-")}-{p.tasks}') and ARCHIVES[p.dataset].classes >= p.tasks
+
+@pytest.fixture
+def stub(monkeypatch):
+    "Benchmarks with as many classes as the real ones, and two images of each"
+    def source(name):
+        classes = [f'class {i}' for i in range(ARCHIVES[name].classes)]
+        def images(): return Images(torch.randint(256, (2 * len(classes), 3, 16, 16), dtype=torch.uint8),
+                                    torch.arange(len(classes)).repeat(2), classes)
+        return lambda root, size=16, download=False: (images(), images())
+    for name in ARCHIVES: monkeypatch.setitem(data.SOURCES, name, source(name))
+
+@each_preset
+def test_a_preset_starts(name, stub, tmp_path):
+    o = parse(train_options, 'ham-train', ['--preset', name, '--backbone', NANO, '--image-size', '32', '--device', 'cpu', '--epochs', '1',
+                                           '--out', str(tmp_path)])
+    run, = begin_runs(o)
+    assert len(run.stream) == PRESETS[name].tasks and run.seed == 1993
+    run.learn_task()
+    assert run.tasks_done == 1 and run.card['training'][0]['steps'] >= 1
+
+def test_help_shows_what_a_preset_sets(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '500')
+    with pytest.raises(SystemExit): train_command(['--preset', 'cub200-10', '--help'])
+    shown = capsys.readouterr().out
+    for k, v in PRESETS['cub200-10'].options().items(): assert f'--{k.replace("_", "-")} {v}' in shown
+
+def test_every_value_of_a_preset_can_be_overridden():
+    for k in PRESETS['cub200-10'].options():
+        value = {'dataset': 'toy', 'method': 'frozen', 'backbone': NANO, 'out': 'x', 'data_root': 'x'}.get(k, '7')
+        assert str(parse(train_options, 'ham-train', ['--preset', 'cub200-10', f'--{k.replace("_", "-")}', value])[k]).startswith(value)
+
+@pytest.mark.parametrize('name', ['cub200-10', 'tiny-imagenet-20', 'imagenet-r-10', 'cifar100-10'])
+def test_absent_data_say_how_to_get_them(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train_command(['--preset', name, '--device', 'cpu']) == 2
+    err, known = capsys.readouterr().err, ARCHIVES[PRESETS[name].dataset]
+    assert len(err.splitlines()) == 1 and '--download' in err and known.url in err and not list(tmp_path.iterdir())
+
+# -- the plan
+
+@pytest.mark.parametrize('name, lines', [('cifar100-10', ['10 tasks', '85,798,656 parameters', '5000 to 5000', '790 a task, 7900 a run']),
+                                         ('cub200-20-vit-tiny', ['20 tasks', 'vit_tiny', '96 pixels'])])
+def test_dry_run(name, lines, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train_command(['--preset', name, '--dry-run', '--device', 'cpu']) == 0
+    shown = capsys.readouterr().out
+    for l in lines: assert l in shown, shown
+    assert ' GB for a step' in shown and not list(tmp_path.iterdir())
+
+def test_the_plan_counts_what_training_counts(tmp_path, capsys):
+    assert train_command([*TINY, '--dry-run']) == 0
+    shown = capsys.readouterr().out
+    assert train_command([*TINY, '--out', str(tmp_path)]) == 0
+    steps = [t['steps'] for t in json.loads((tmp_path/'results.json').read_text())['training']]
+    assert f'{max(steps)} a task, {sum(steps)} a run' in shown
+
+# -- sweeps
+
+def test_a_sweep_is_a_list_of_runs(tmp_path, capsys):
+    sweep = [*TINY, '--method', 'frozen,ham', '--seeds', '0,1', '--out', str(tmp_path/'sweep')]
+    assert train_command(sweep) == 0
+    found = {p.relative_to(tmp_path/'sweep').as_posix() for p in tmp_path.rglob('results.json')}
+    assert found == {f'{m}/seed-{s}/results.json' for m in ('frozen', 'ham') for s in (0, 1)}
+    assert train_command([*TINY, '--seed', '1', '--out', str(tmp_path/'alone')]) == 0
+    alone, one = (json.loads((tmp_path/d/'results.json').read_text()) for d in ('alone', 'sweep/ham/seed-1'))
+    assert alone['accuracy_matrix'] == one['accuracy_matrix'] and alone['config'] == one['config']
+    assert train_command([*sweep, '--resume']) == 0
+
+@pytest.mark.parametrize('seeds, word', [('1,x', '1,x'), ('1,1', 'once')])
+def test_seeds_that_are_none(seeds, word, tmp_path, capsys):
+    assert train_command([*TINY, '--seeds', seeds, '--out', str(tmp_path/'run')]) == 2
+    assert word in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+# -- watching
+
+def test_the_log_has_a_line_for_every_twenty_steps_and_the_last(tmp_path):
+    assert train_command([*TINY, '--limit-per-class', '40', '--out', str(tmp_path)]) == 0
+    lines = read_log(tmp_path)
+    assert [(l['task'], l['step']) for l in lines] == [(t, s) for t in (0, 1) for s in (20, 40, 60)]
+    assert lines[2]['loss'] < lines[0]['loss'] and lines[-1]['lr'] < lines[0]['lr'] and all(l['images_per_second'] > 0 for l in lines)
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    assert train_command([*TINY, '--track', 'tensorboard', '--out', str(tmp_path)]) == 0
+    events = [EventAccumulator(str(d)).Reload() for d in {p.parent for p in tmp_path.rglob('events.out*')}]
+    scalars = {tag: [s.value for s in e.Scalars(tag)] for e in events for tag in e.Tags()['scalars']}
+    assert scalars['train/loss'] == pytest.approx([l['loss'] for l in read_log(tmp_path)])
+    final = json.loads((tmp_path/'results.json').read_text())['metrics']['final_accuracy']
+    assert scalars['test/final_accuracy'][-1] == pytest.approx(final)
+
+def test_a_tracker_that_is_not_there_is_refused(tmp_path, capsys):
+    assert train_command([*TINY, '--track', 'paper', '--out', str(tmp_path/'run')]) == 2
+    assert "Unknown tracker 'paper'" in capsys.readouterr().err
+    assert train_command([*TINY, '--track', 'wandb', '--out', str(tmp_path/'run')]) == 2
+    assert 'pip install wandb' in capsys.readouterr().err
+
+def test_report_draws_losses(tmp_path, capsys):
+    assert train_command([*TINY, '--out', str(tmp_path/'run')]) == 0
+    assert report_command([str(tmp_path)]) == 0
+    with Image.open(tmp_path/'losses.png') as im: assert min(im.size) > 100
+    assert 'losses.png' in (tmp_path/'report.md').read_text()
+
+def test_deterministic_asks_torch(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli.torch, 'use_deterministic_algorithms', asked.append)
+    assert train_command([*TINY, '--deterministic', '--out', str(tmp_path)]) == 0
+    assert asked == [True]
