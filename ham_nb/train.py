@@ -327,9 +327,10 @@ def step_memory(
     size: int, # Side of the input in pixels
     images: int, # At once: the batch size over processes and `accumulate`
     precision: str, # 'fp32', 'bf16' or 'fp16'
-) -> dict: # Bytes: `weights`, `optimizer`, `activations`, and their sum `total`
+) -> dict: # Bytes: `weights`, `optimizer`, `activations`, `backward`, and their sum `total`
     "An estimate of what a training step needs; a run adds the images of its task and the framework itself"
     one, two = (_kept(model, n, size, precision) for n in (1, 2))
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    found = dict(weights=weights, optimizer=4 * sum(p.nbytes for p in params), activations=one + (images - 1) * (two - one))
+    kept = one + (images - 1) * (two - one)
+    found = dict(weights=weights, optimizer=4 * sum(p.nbytes for p in params), activations=kept, backward=kept // 2)
     return found | dict(total=sum(found.values()))
