@@ -205,7 +205,7 @@ def _record(self: Run, row, report, trained, seconds, testing):
     c['seconds_testing'].append(round(testing, 3))
     c['metrics'] = all_metrics(c['accuracy_matrix'], c['test_sizes'][:self.tasks_done])
     if self.out: self.save()
-    self._track({f'test/{k}': v for k, v in c['metrics'].items()}, self.tasks_done)
+    self._track({f'test/{k}': v for k, v in (c['metrics'] | dict(tasks=self.tasks_done)).items()}, self._steps())
     return c
 
 # %% ../nbs/13_continual.ipynb #202247e6
@@ -232,11 +232,13 @@ def save(self: Run,
 def _log(self: Run, line: dict):
     if not _first(): return
     with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(line) + '\n')
-    steps = sum(t.get('steps', 0) for t in self.card['training']) + line['step']
-    self._track({f'train/{k}': v for k, v in line.items()}, steps)
+    self._track({f'train/{k}': v for k, v in line.items()}, self._steps() + line['step'])
 
 @patch
-def _track(self: Run, values: dict, step: int):
+def _steps(self: Run) -> int: return sum(t.get('steps', 0) for t in self.card['training'])  # of the finished tasks
+
+@patch
+def _track(self: Run, values: dict, step: int): # Steps only rise: trackers refuse others
     if not _first(): return
     for tracker in self.trackers: tracker.log(values, step=step)
 

@@ -114,6 +114,8 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert scalars['train/loss'] == pytest.approx([l['loss'] for l in read_log(tmp_path)])
     final = json.loads((tmp_path/'results.json').read_text())['metrics']['final_accuracy']
     assert scalars['test/final_accuracy'][-1] == pytest.approx(final)
+    steps = {tag: [s.step for s in e.Scalars(tag)] for e in events for tag in e.Tags()['scalars']}
+    assert steps['test/final_accuracy'] == steps['train/loss'] == [12, 24]  # two tasks of two epochs of six batches
 
 def test_a_tracker_that_is_not_there_is_refused(tmp_path, capsys):
     assert train_command([*TINY, '--track', 'paper', '--out', str(tmp_path/'run')]) == 2
