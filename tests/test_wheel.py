@@ -17,7 +17,8 @@ root, cfg = links.root, links.settings()
 # This environment plays a fresh one: the wheel comes first on the path, and what only developers have is not found
 clean = '''
 import sys
-dev = {'nbdev', 'execnb', 'peft', 'tensorboard', 'pytest', 'hypothesis', 'jupyterlab', 'ipywidgets', 'IPython', 'ipykernel', 'ruff', 'build'}
+dev = {'nbdev', 'execnb', 'peft', 'tensorboard', 'pytest', 'hypothesis', 'jupyterlab',
+       'ipywidgets', 'IPython', 'ipykernel', 'ruff', 'build'}
 class WithoutDev:
     def __init__(self, finder): self.finder = finder
     def __getattr__(self, name): return getattr(self.finder, name)
