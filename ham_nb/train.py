@@ -111,6 +111,7 @@ class Loop:
         self.views = _keep_views(model, pre, self.images, self.augment, cfg, block, self.precision, self.g)
         self.epoch, self.step = 0, 0                                   # the next step, counted within its epoch
         self.order, self.losses, self.hits, self.norm = None, [], [], None
+        self.since, self.seen = perf_counter(), 0                      # images since the last line of the log
 
     def undo(self):
         "Put what is trained back to its state before the task"
@@ -161,7 +162,7 @@ def train_step(self: Loop, xb, yb):
     self.norm = nn.utils.clip_grad_norm_(self.trained, self.cfg.clip)
     self.scaler.step(self.opt); self.scaler.update(); self.schedule.step(); self.opt.zero_grad(set_to_none=True)
     self.losses.append(loss); self.hits.append(hits)
-    self.step += 1
+    self.step, self.seen = self.step + 1, self.seen + len(yb)
 
 # %% ../nbs/12_train.ipynb #2e8994da
 @patch
@@ -236,20 +237,20 @@ class Watch:
     start: tuple|None = None # A state to continue from
 
 @patch
-def _log(self: Loop, watch, task, since) -> float: # The time now
+def _log(self: Loop, watch, task):
     "A line about the steps since the last one"
     done, per = len(self.losses), watch.log_every
-    n, now = done - (done - 1) // per * per, perf_counter()
+    n, speed = done - (done - 1) // per * per, self.seen / (perf_counter() - self.since)
     loss, hits = (torch.stack(v[-n:]).mean().item() for v in (self.losses, self.hits))
     watch.log(dict(task=task, epoch=self.epoch, step=done, loss=loss, accuracy=hits, lr=self.opt.param_groups[0]['lr'],
-                   gradient_norm=self.norm.item(), images_per_second=round(n * self.cfg.bs / (now - since), 1)))
-    return now
+                   gradient_norm=self.norm.item(), images_per_second=round(speed, 1)))
+    self.since, self.seen = perf_counter(), 0
 
 # %% ../nbs/12_train.ipynb #95a6a09b
 @patch
 def _run_epoch(self: Loop, watch, task, bar):
     "Train until the epoch ends or somebody says stop"
-    every, steps, since = 1 if self.device.type == 'cpu' else 20, self.per_epoch * self.cfg.epochs, perf_counter()
+    every, steps = 1 if self.device.type == 'cpu' else 20, self.per_epoch * self.cfg.epochs
     for xb, yb in self.remaining():
         self.train_step(xb, yb)
         done = len(self.losses)
@@ -259,7 +260,7 @@ def _run_epoch(self: Loop, watch, task, bar):
             bar.update(done - bar.n)
             bar.set_postfix(loss=f'{self.losses[-1].item():.3f}', acc=f'{self.hits[-1].item():.2f}', refresh=False)
         if done == steps: self._check_last(xb, yb)
-        if watch.log and (done % watch.log_every == 0 or done == steps): since = self._log(watch, task, since)
+        if watch.log and (done % watch.log_every == 0 or done == steps): self._log(watch, task)
         asked = watch.stopped()
         if world()[1] > 1: asked = look and summed(torch.tensor(float(asked), device=self.device)) > 0  # all stop at the same step
         if asked and done < steps:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ham_nb import cli, data
+from ham_nb import cli, data, train
 from ham_nb.backbone import NANO
 from ham_nb.cli import PRESETS, begin_runs, parse, report_command, train_command, train_options
 from ham_nb.continual import read_log
@@ -106,6 +106,13 @@ def test_the_log_has_a_line_for_every_twenty_steps_and_the_last(tmp_path):
     lines = read_log(tmp_path)
     assert [(l['task'], l['step']) for l in lines] == [(t, s) for t in (0, 1) for s in (20, 40, 60)]
     assert lines[2]['loss'] < lines[0]['loss'] and lines[-1]['lr'] < lines[0]['lr'] and all(l['images_per_second'] > 0 for l in lines)
+
+def test_the_log_counts_the_images_it_saw(tmp_path, monkeypatch):
+    "A clock that stands still but for a second a look: lines that span epochs, and batches that are not full"
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(train, 'perf_counter', lambda: float(next(ticks)))
+    assert train_command([*TINY, '--limit-per-class', '20', '--bs', '16', '--epochs', '3', '--out', str(tmp_path)]) == 0
+    assert [l['images_per_second'] for l in read_log(tmp_path)][:2] == [120 + 120 + 64, 56]  # 8 steps an epoch, the last one of 8 images
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert train_command([*TINY, '--track', 'tensorboard', '--out', str(tmp_path)]) == 0
