@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
@@ -13,7 +14,7 @@ from ham_nb.lora import adapt, set_groups, trainable
 from ham_nb.lowrank import LowRank
 from ham_nb.merging import merge_into_group, merged_model
 from ham_nb.similarity import similarity
-from ham_nb.train import TrainConfig, train_task
+from ham_nb.train import TrainConfig, Watch, train_task
 
 from .subjects import SIZES, Bench
 from .timing import alternate, ratio, summary
@@ -111,6 +112,7 @@ def loop(bench: Bench, rounds: int) -> list:
     "Images per second of the whole training loop, against the bare step"
     size = bench.size
     n = 16 * size.bs
+    sink = TemporaryFile('w')
     images = Images(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % 10, [str(i) for i in range(10)])
     pre = Preprocess(size.image_size, (.5,) * 3, (.5,) * 3)
     def train(blocks=None, views=0):
@@ -121,7 +123,9 @@ def loop(bench: Bench, rounds: int) -> list:
         cfg = TrainConfig(epochs=2, bs=size.bs, lr=size.lr, views=views)
         block = first_block(layers)
         bench.prepare(model)
-        return lambda: train_task(model, pre, head, images, trainable(layers), cfg, precision=bench.precision, progress=False, block=block)
+        watch = Watch(log=lambda line: print(json.dumps(line), file=sink, flush=True))  # as a run writes its log
+        return lambda: train_task(model, pre, head, images, trainable(layers), cfg, precision=bench.precision, progress=False,
+                                  block=block, watch=watch)
     upper = f'4..{len(bench.backbone().blocks) - 1}'
     per = {'bare step': size.bs, 'whole loop': 2 * n, 'whole loop, adapters from block 4': 2 * n, 'the same, frozen prefix kept': 2 * n}
     model, layers, _ = bench.ham_layers(1)

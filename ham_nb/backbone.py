@@ -180,8 +180,8 @@ def extract(
     device, (rank, size) = next(model.parameters()).device, world()
     z = torch.zeros(len(images), model.num_features, device=device)
     with autocast(device, precision):
-        for (xb, _), part in zip(batches(images[rank::size], bs), z[rank::size].split(bs)):
-            if len(part): part.copy_(model(pre(xb.to(device, non_blocking=True))))
+        for (xb, _), part in zip(batches(images[rank::size], bs, device=device), z[rank::size].split(bs)):
+            if len(part): part.copy_(model(pre(xb)))
     return summed(z)
 
 # %% ../nbs/02_backbone.ipynb #305fda34

@@ -168,10 +168,10 @@ def learn_task(self: Run) -> dict: # The card
     "Learn the next task, test, and write the state down"
     task, start = self.tasks_done, time.perf_counter()
     if task == len(self.stream): raise ValueError(f'All {task} tasks of this stream are learnt.')
-    images = self.stream.train(task).to(next(self.model.parameters()).device)
+    images = self.stream.train(task).near(next(self.model.parameters()).device)
     self.boundary = state_tensors(self.layers, self.head)
     self.method.begin_task(self.layers, task, self.seed)
-    self.head.begin_task(len(self.stream.labels(task)), images.x.device)
+    self.head.begin_task(len(self.stream.labels(task)), images.y.device)
     before = self.features(images) if self.head.wants_before and self.method.trains and task else None
     with _ask_to_stop(self) as asked:
         trained = self._train(images, task, asked) if self.method.trains or self.head.uses_rows else {}

@@ -49,7 +49,6 @@ class Images:
 
     def __len__(self) -> int: return len(self.y)
     def __getitem__(self, idx) -> 'Images': return Images(self.x[idx], self.y[idx], self.classes, self.flip)
-    def to(self, device) -> 'Images': return Images(self.x.to(device), self.y.to(device), self.classes, self.flip)
     def __repr__(self): return f'Images({len(self)} x {tuple(self.x.shape[1:])}, {len(self.classes)} classes)'
 
 # %% ../nbs/01_data.ipynb #933872e6
@@ -572,11 +571,29 @@ class Augment:
         return F.grid_sample(x, grid.clamp(-edge, edge), mode='bilinear', align_corners=False)
 
 # %% ../nbs/01_data.ipynb #3209b974
+@patch
+def near(self: Images,
+    device, # Where they are needed
+    free: int|None = None, # Its free memory in bytes; None asks a GPU, and takes other devices to have enough
+) -> Images:
+    "Labels on the device, and the bytes too where they leave three quarters of its free memory"
+    device = torch.device(device)
+    if free is None: free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else math.inf
+    fits = self.x.device.type == device.type or 4 * self.x.nbytes <= free
+    return Images(self.x.to(device) if fits else self.x, self.y.to(device), self.classes, self.flip)
+
+def _bring(t: Tensor, device: torch.device) -> Tensor:
+    if device.type == 'cuda' and t.device.type == 'cpu': t = t.pin_memory()  # only such memory is copied while the GPU computes
+    return t.to(device, non_blocking=True)
+
 def batches(
     images: Images, # Or anything else with a tensor `x` and labels `y` of one length
     bs: int, # Batch size
     g: torch.Generator|None = None, # Shuffles; None keeps the order
+    device: torch.device|None = None, # Brings the batches there; None leaves them where the images are
 ): # Yields (xb, yb): (b, c, h, w) uint8 and (b,)
     "Batches of bytes and labels, each image once; the last batch may be smaller"
     order = torch.arange(len(images.y)) if g is None else torch.randperm(len(images.y), generator=g)
-    for idx in order.to(images.x.device).split(bs): yield images.x[idx], images.y[idx]
+    for i, j in zip(*(order.to(t.device).split(bs) for t in (images.x, images.y))):
+        xb, yb = images.x[i], images.y[j]
+        yield (xb, yb) if device is None else (_bring(xb, device), _bring(yb, device))

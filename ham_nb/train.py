@@ -89,10 +89,11 @@ def show_progress() -> bool:
 
 # %% ../nbs/12_train.ipynb #86bd49e3
 @torch.no_grad()
-def _keep_views(model, pre, images, augment, cfg, block, precision, g) -> list: # One tensor (n, tokens, d) for each view
+def _keep_views(model, pre, images, augment, cfg, block, precision, g, device) -> list: # One tensor (n, tokens, d) for each view
     "Outputs of the frozen blocks for the images as they are and for augmented copies"
     def view(prepare):
-        with autocast(images.x.device, precision): return torch.cat([below(model, prepare(xb), block) for xb, _ in batches(images, 256)])
+        with autocast(device, precision):
+            return torch.cat([below(model, prepare(xb), block) for xb, _ in batches(images, 256, device=device)])
     return [view(pre if i == 0 else lambda xb: pre.train(xb, augment, g)) for i in range(min(cfg.views, cfg.epochs))]
 
 # %% ../nbs/12_train.ipynb #9b6bdce3
@@ -102,13 +103,13 @@ class Loop:
         self.device, self.g = next(model.parameters()).device, torch.Generator().manual_seed(seed)
         self.model, self.pre, self.head, self.cfg, self.block, self.penalty = model, pre, head, cfg, block, penalty
         self.precision = pick_precision(self.device, precision)
-        self.images, self.augment = images.to(self.device), Augment(cfg.zoom, cfg.degrees, images.flip)
+        self.images, self.augment = images.near(self.device), Augment(cfg.zoom, cfg.degrees, images.flip)
         self.trained = [*params, *head.parameters()]
         self.before = [p.detach().clone() for p in self.trained]
         self.per_epoch = math.ceil(len(images) / cfg.bs)
         self.opt, self.schedule = _optimizer(params, head, cfg, cfg.epochs * self.per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == 'fp16')
-        self.views = _keep_views(model, pre, self.images, self.augment, cfg, block, self.precision, self.g)
+        self.views = _keep_views(model, pre, self.images, self.augment, cfg, block, self.precision, self.g, self.device)
         self.epoch, self.step = 0, 0                                   # the next step, counted within its epoch
         self.order, self.losses, self.hits, self.norm = None, [], [], None
         self.since, self.seen = perf_counter(), 0                      # images since the last line of the log
@@ -174,7 +175,7 @@ def remaining(self: Loop):
     if self.step: self.g.set_state(self.order)
     else: self.order = now
     skip = self.step
-    for i, batch in enumerate(batches(shown, self.cfg.bs, self.g)):
+    for i, batch in enumerate(batches(shown, self.cfg.bs, self.g, self.device)):
         if i == 0 and skip: self.g.set_state(now)
         if i >= skip: yield batch
 
