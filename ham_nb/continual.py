@@ -90,9 +90,10 @@ def read_checkpoint(path: Path) -> tuple[dict, dict]: # Tensors; `card`, and `lo
 def state_tensors(
     layers: dict, # From `adapt`
     head: Head,
+    method=None, # Where it keeps tensors of its own (`stats`)
 ) -> dict: # Name -> tensor
     "All tensors that a run has learnt"
-    tensors = {f'head.{k}': v for k, v in head.stats.items()}
+    tensors = {f'head.{k}': v for k, v in head.stats.items()} | {f'method.{k}': v for k, v in getattr(method, 'stats', {}).items()}
     for path, l in layers.items():
         tensors |= {f'{path}.{k}': getattr(l, k).detach() for k in ('A', 'B', 'groups_A', 'groups_B', 'importance')}
         tensors[f'{path}.ranks'] = torch.tensor(l.ranks, dtype=torch.int64)
@@ -103,7 +104,7 @@ def load_state(
     layers: dict, # From `adapt`, changed in place
     head: Head, # Changed in place
     tensors: dict, # From `state_tensors`
-    importance: str = 'adapter', # As for `set_groups`
+    method=None, # Changed in place, where it keeps tensors of its own
 ):
     "Put the tensors of a run back"
     def part(path, name): return tensors[f'{path}.{name}']
@@ -112,11 +113,13 @@ def load_state(
     rows, slots = min(len(part(path, 'groups_A')) for path in layers), max(len(part(path, 'importance')) for path in layers) - 1
     split = {path: [*map(LowRank, part(path, 'groups_A')[:sum(r)].split(r), part(path, 'groups_B')[:, :sum(r)].split(r, 1))]
              for path, r in ranks.items() if r}
-    set_groups(layers, [{path: split[path][j] for path in layers} for j in range(n)], importance, slots, rows)
+    groups = [{path: split[path][j] for path in layers} for j in range(n)]
+    set_groups(layers, groups, getattr(method, 'importance', 'adapter'), slots, rows)
     for path, l in layers.items():
         for name in ('A', 'B', 'importance'): getattr(l, name).data.copy_(part(path, name))
     device = next(iter(layers.values())).A.device
-    head.stats = {k.removeprefix('head.'): v.to(device) for k, v in tensors.items() if k.startswith('head.')}
+    for owner, prefix in ((head, 'head.'), (method, 'method.')):
+        if found := {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}: owner.stats = found
 
 # %% ../nbs/13_continual.ipynb #fb358770
 @dataclass
@@ -169,14 +172,15 @@ def learn_task(self: Run) -> dict: # The card
     task, start = self.tasks_done, time.perf_counter()
     if task == len(self.stream): raise ValueError(f'All {task} tasks of this stream are learnt.')
     images = self.stream.train(task).near(next(self.model.parameters()).device)
-    self.boundary = state_tensors(self.layers, self.head)
-    self.method.begin_task(self.layers, task, self.seed)
-    self.head.begin_task(len(self.stream.labels(task)), images.y.device)
+    self.boundary = state_tensors(self.layers, self.head, self.method)
     before = self.features(images) if self.head.wants_before and self.method.trains and task else None
+    probe = images[::max(1, len(images) // 256)]  # images are sorted by class: take some of each
+    def features(): return extract(self.model, self.pre, probe, precision=self.precision)
+    self.method.begin_task(self.layers, task, self.seed, features)
+    self.head.begin_task(len(self.stream.labels(task)), images.y.device)
     with _ask_to_stop(self) as asked:
         trained = self._train(images, task, asked) if self.method.trains or self.head.uses_rows else {}
-        probe = images[::max(1, len(images) // 256)]  # images are sorted by class: take some of each
-        report = self.method.end_task(self.layers, task, lambda: extract(self.model, self.pre, probe, precision=self.precision))
+        report = self.method.end_task(self.layers, task, features)
         self.head.end_task(None if self.head.uses_rows else self.features(images), images.y, before)
         seconds = time.perf_counter() - start
         row = accuracies(self.model, self.pre, self.layers, self.head, self.stream, task, self.precision)
@@ -219,7 +223,7 @@ def save(self: Run,
     "Write a checkpoint; after a task the card too; then drop all checkpoints but the last two"
     if not _first(): return
     place = f'{self.tasks_done:03d}' + (f'-{len(tensors["losses"]):06d}' if tensors else '')
-    state = self.boundary if tensors else state_tensors(self.layers, self.head)
+    state = self.boundary if tensors else state_tensors(self.layers, self.head, self.method)
     beside, numbers = (tensors, numbers) if tensors else random_state()
     self.card['state'] = f'state-{place}.safetensors'
     state, header = state | {f'loop.{k}': v for k, v in beside.items()}, dict(format=FORMAT, card=self.card, loop=numbers)
@@ -351,7 +355,7 @@ def _restore(run: Run):
     tensors, header = _newest(run.out)
     _same(run.out, header['card'], run.card)
     run.card = header['card']
-    load_state(run.layers, run.head, tensors, run.card['config']['method_settings'].get('importance', 'adapter'))
+    load_state(run.layers, run.head, tensors, run.method)
     loop = {k.removeprefix('loop.'): v for k, v in tensors.items() if k.startswith('loop.')}
     if 'losses' in loop: run.start = loop, header['loop']
     else: set_random_state(loop, header['loop'])
