@@ -217,7 +217,7 @@ def input_covariances(
     def watch(path):
         def add(_, args):
             x = args[0].flatten(0, -2).float()
-            found[path] = found.get(path, 0) + x.T @ x
+            with torch.autocast(x.device.type, enabled=False): found[path] = found.get(path, 0) + x.T @ x
         return layers[path].register_forward_pre_hook(add)
     handles = [watch(path) for path in layers]
     try: features()

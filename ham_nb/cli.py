@@ -90,17 +90,18 @@ def learning_options(
     blocks: str = None, # Adapted blocks, as in 4..11; all by default
     rank: int = 8, # Rank of each task's adapter
     scale: float = 1., # Constant factor on adapters, LoRA's alpha / r
-    method: str = 'ham', # ham, sequential or frozen; several separated by commas, with a head of their own as in frozen+ridge
+    method: str = 'ham', # ham or a baseline (see the docs); several separated by commas, with a head of their own as in frozen+ridge
     tau: float = .1, # HAM: join a group at or above this similarity
     g_max: int = 5, # HAM: largest number of groups
     keep: float = 1., # HAM: fraction of an adapter that pruning keeps
     similarity: str = 'delta', # HAM: delta, layers, cka or B (which needs --group-rank 0)
     start: str = 'shared', # HAM: A of every task, shared or independent
-    importance: str = 'adapter', # HAM: one scalar per adapter or per layer
+    importance: str = 'adapter', # HAM: one scalar per adapter or per layer, or fixed at 1
     prune: str = 'entries', # HAM: entries, components or singular
+    merge: str = 'sum', # HAM: a group is the sum of its members or their mean
     group_rank: int = None, # HAM: largest rank of a group; twice an adapter's largest in any layer by default, 0 concatenates exactly
     energy: float = None, # HAM: share of the energy that a group keeps
-    head: str = 'prototype', # linear, cosine, prototype, prototype-fixed (no drift correction) or ridge
+    head: str = 'prototype', # linear, cosine, prototype, prototype-fixed (no drift correction), discriminant or ridge
     epochs: int = TrainConfig.epochs, # Passes through the images of a task
     bs: int = TrainConfig.bs, # Batch size, of all processes together
     accumulate: int = TrainConfig.accumulate, # Work a batch off in so many parts: the same step with less memory
@@ -151,7 +152,7 @@ def parse(options, prog: str, argv: list|None) -> dict: # Name -> value
     return {k: v for k, v in vars(parser.parse_args(argv)).items() if k in known}
 
 # %% ../nbs/17_cli.ipynb #71b4b1dc
-_HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'group_rank', 'energy')
+_HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'merge', 'group_rank', 'energy')
 _RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'blocks', 'rank', 'scale', 'device', 'precision', 'overwrite',
                  'save_every')
 _TRAIN_SETTINGS = ('epochs', 'bs', 'accumulate', 'lr', 'head_lr', 'weight_decay', 'label_smoothing', 'degrees', 'views')
@@ -251,7 +252,8 @@ def plan(o: dict) -> str: # Text
     model, pre = load_backbone(o['backbone'], image_size=o['image_size'], device='cpu', pretrained=False)
     whole, layers = sum(p.numel() for p in model.parameters()), adapt(model, o['targets'], o['rank'], o['scale'], o['blocks'])
     make_head(o['head'], model.num_features)
-    make_method(wanted[0][0].split('+')[0], **{k: o[k] for k in _HAM_SETTINGS}).begin_task(layers, 0, 0)
+    make_method(wanted[0][0].split('+')[0], **{k: o[k] for k in _HAM_SETTINGS}).begin_task(
+        layers, 0, 0, lambda: model(torch.zeros(1, 3, pre.size, pre.size)))
     params = trainable(layers)
     steps = [train.epochs * math.ceil(n / train.bs) for n, _ in sizes]
     at_once = math.ceil(train.bs / (train.accumulate * world()[1]))
