@@ -6,7 +6,7 @@ Docs: https://ham-nb.github.io/ham_nb/baselines.html.md"""
 
 # %% auto #0
 __all__ = ['RULES', 'METHODS', 'Method', 'Frozen', 'FirstTask', 'Sequential', 'Joint', 'average', 'task_arithmetic', 'ties',
-           'dare', 'magmax', 'MergedAfter', 'Ungrouped', 'RandomGroups', 'KMerge', 'SDLoRA', 'OLoRA',
+           'dare', 'magmax', 'MergedAfter', 'Ungrouped', 'RandomGroups', 'KMerge', 'SideBySide', 'SDLoRA', 'OLoRA',
            'input_covariances', 'InfLoRA', 'make_method']
 
 # %% ../nbs/14_baselines.ipynb #f9de671d
@@ -78,15 +78,17 @@ class Joint(Sequential):
         if task: raise ValueError(f'Joint training learns all classes in 1 task, got task {task} as well: use a stream of tasks=1.')
         super().begin_task(layers, task, seed)
 
-# %% ../nbs/14_baselines.ipynb #627a9ecf
+# %% ../nbs/14_baselines.ipynb #dde5a117
 def average(deltas: Tensor) -> Tensor: # (n, d, k) -> (d, k)
-    "Mean of the changes"
+    "Mean of the changes (Wortsman et al., 2022)"
     return deltas.mean(0)
 
+# %% ../nbs/14_baselines.ipynb #eb80e569
 def task_arithmetic(deltas: Tensor, scale: float = .3) -> Tensor:
     "Scaled sum of the changes (Ilharco et al., 2023)"
     return scale * deltas.sum(0)
 
+# %% ../nbs/14_baselines.ipynb #98a8c6c4
 def ties(deltas: Tensor, keep: float = .2, scale: float = 1.) -> Tensor:
     "Trim, elect signs, average what agrees (Yadav et al., 2023)"
     flat = deltas.flatten(1).abs()
@@ -95,18 +97,21 @@ def ties(deltas: Tensor, keep: float = .2, scale: float = 1.) -> Tensor:
     agree = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
     return scale * (trimmed * agree).sum(0) / agree.sum(0).clamp_min(1)
 
+# %% ../nbs/14_baselines.ipynb #8bc6d102
 def dare(deltas: Tensor, drop: float = .5, seed: int = 0) -> Tensor:
     "Drop entries at random, rescale the rest, average (Yu et al., 2024)"
     kept = torch.rand(deltas.shape, generator=torch.Generator().manual_seed(seed)) >= drop
     return (deltas * kept.to(deltas.device)).mean(0) / (1 - drop)
 
+# %% ../nbs/14_baselines.ipynb #63241b44
 def magmax(deltas: Tensor) -> Tensor:
     "The entry of the largest magnitude (Marczak et al., 2024)"
     return deltas.gather(0, deltas.abs().argmax(0, keepdim=True))[0]
 
+# %% ../nbs/14_baselines.ipynb #90200d2b
 RULES = {'average': average, 'task-arithmetic': task_arithmetic, 'ties': ties, 'dare': dare, 'magmax': magmax}
 
-# %% ../nbs/14_baselines.ipynb #63658f8d
+# %% ../nbs/14_baselines.ipynb #ff223044
 @dataclass
 class MergedAfter(Method):
     "Keep every adapter, merge all of them after each task"
@@ -130,7 +135,7 @@ class MergedAfter(Method):
         for path, l in layers.items():
             new = dict(A=l.A[None], B=l.adapter().B[None])
             for k, v in new.items(): self.stats[f'{path}.{k}'] = torch.cat([self.stats.get(f'{path}.{k}', v[:0]), v])
-            self.stats |= {f'{path}.last.{k}': getattr(l, k).detach().clone() for k in ('A', 'B')}
+            if self.rule == 'magmax': self.stats |= {f'{path}.last.{k}': getattr(l, k).detach().clone() for k in ('A', 'B')}
             delta = RULES[self.rule](self.stats[f'{path}.B'] @ self.stats[f'{path}.A'], **self.options)
             merge[path] = LowRank(torch.eye(delta.shape[1], device=delta.device), delta)
         set_groups(layers, [merge], self.importance)
@@ -164,15 +169,24 @@ class KMerge(HAM):
     merge: str = 'mean'
     name = 'k-merge'
 
-# %% ../nbs/14_baselines.ipynb #229befbd
-@dataclass
-class SDLoRA(Method):
-    "Fixed directions, trained magnitudes (Wu et al., 2025)"
-    name, importance = 'sd-lora', 'layer'
-
+# %% ../nbs/14_baselines.ipynb #220bc8ac
+class SideBySide(Method):
+    "A new adapter for every task; the earlier ones stay as they are"
+    def start(self, layers, seed): set_groups(layers, [], self.importance)
     def begin_task(self, layers, task, seed, features=None):
         super().begin_task(layers, task, seed)
-        start_adapters(layers, seed + 1000 * (task + 1))
+        start_adapters(layers, seed, task)
+    def end_task(self, layers, task, features=None):
+        groups, new = rebase(layers)
+        set_groups(layers, [*groups, new], self.importance)
+        for l in layers.values(): l.start(l.A)
+        return dict(task=task)
+
+# %% ../nbs/14_baselines.ipynb #9e1df638
+@dataclass
+class SDLoRA(SideBySide):
+    "Fixed directions, trained magnitudes (Wu et al., 2025)"
+    name, importance = 'sd-lora', 'layer'
 
     @torch.no_grad()
     def end_task(self, layers, task, features=None):
@@ -186,27 +200,21 @@ class SDLoRA(Method):
             l.start(l.A)
         return dict(task=task)
 
-# %% ../nbs/14_baselines.ipynb #e78febb9
+# %% ../nbs/14_baselines.ipynb #89768e5f
 @dataclass
-class OLoRA(Method):
+class OLoRA(SideBySide):
     "Adapters kept orthogonal by a penalty (Wang et al., 2023)"
     weight: float = .5 # Of the penalty
     name = 'o-lora'
 
     def begin_task(self, layers, task, seed, features=None):
         super().begin_task(layers, task, seed)
-        start_adapters(layers, seed + 1000 * (task + 1))
         self.layers = layers
     def penalty(self) -> Tensor:
         "Absolute inner products of the rows of A with those of earlier tasks, summed over layers"
         return self.weight * sum((l.groups_A @ l.A.T).abs().sum() for l in self.layers.values())
-    def end_task(self, layers, task, features=None):
-        groups, new = rebase(layers)
-        set_groups(layers, [*groups, new], self.importance)
-        for l in layers.values(): l.start(l.A)
-        return dict(task=task)
 
-# %% ../nbs/14_baselines.ipynb #7acdff5e
+# %% ../nbs/14_baselines.ipynb #aac95584
 @torch.no_grad()
 def input_covariances(
     layers: dict, # Module path -> LoRALinear
@@ -226,7 +234,7 @@ def input_covariances(
     return found
 
 @dataclass
-class InfLoRA(Method):
+class InfLoRA(SideBySide):
     "A fixed to directions that old tasks do not use (Liang and Li, 2024)"
     energy: float = .95 # Share of the first task's inputs that later tasks leave alone; rises to 1
     tasks: int = 20 # Number of tasks over which it rises
@@ -244,7 +252,7 @@ class InfLoRA(Method):
             l.start(U[:, :l.rank].T.repeat(len(l.parts), 1) / 3**.5)
             l.A.requires_grad_(False)
 
-# %% ../nbs/14_baselines.ipynb #cfa3e94c
+# %% ../nbs/14_baselines.ipynb #4aaa3dec
 @patch
 @torch.no_grad()
 def end_task(self: InfLoRA, layers: dict, task: int, features: Callable) -> dict:
@@ -256,10 +264,7 @@ def end_task(self: InfLoRA, layers: dict, task: int, features: Callable) -> dict
         held = whole - S.sum()                                           # by the memory as it is
         new = int(((held + S.cumsum(0)) < share * whole).sum()) + 1 if held < share * whole else 0
         self.stats[path] = torch.cat([self.stats.get(path, U[:, :0]), U[:, :new]], 1)
-    groups, new = rebase(layers)
-    set_groups(layers, [*groups, new], self.importance)
-    for l in layers.values(): l.start(l.A)
-    return dict(task=task, directions=[m.shape[1] for m in self.stats.values()])
+    return SideBySide.end_task(self, layers, task) | dict(directions=[m.shape[1] for m in self.stats.values()])
 
 # %% ../nbs/14_baselines.ipynb #b526d6ca
 METHODS = {m.name: m for m in (HAM, Sequential, Frozen, FirstTask, Joint, Ungrouped, RandomGroups, KMerge, SDLoRA, OLoRA, InfLoRA)}

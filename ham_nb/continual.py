@@ -173,6 +173,7 @@ def learn_task(self: Run) -> dict: # The card
     if task == len(self.stream): raise ValueError(f'All {task} tasks of this stream are learnt.')
     images = self.stream.train(task).near(next(self.model.parameters()).device)
     self.boundary = state_tensors(self.layers, self.head, self.method)
+    # before `begin_task`, which may take out of the layers what the last task left there
     before = self.features(images) if self.head.wants_before and self.method.trains and task else None
     probe = images[::max(1, len(images) // 256)]  # images are sorted by class: take some of each
     def features(): return extract(self.model, self.pre, probe, precision=self.precision)

@@ -80,7 +80,7 @@ def begin_task(self: HAM,
 ):
     "Start a new adapter beside the groups"
     if task == 0: self.reports = []; self._set_groups(layers, [])
-    start_adapters(layers, seed if self.start == 'shared' else seed + 1000 * (task + 1))
+    start_adapters(layers, seed, None if self.start == 'shared' else task)
 
 # %% ../nbs/09_ham.ipynb #3a8a2cf8
 @patch

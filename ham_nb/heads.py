@@ -117,11 +117,11 @@ class DiscriminantHead(Head):
     def end_task(self, z, y, before=None):
         means, old = torch.stack([z[y == c].mean(0) for c in y.unique()]), dict(self.stats)
         r = z - means[y - self.seen]
-        new = dict(means=means, scatter=r.T @ r, count=z.new_tensor(len(z)))
         if old and before is not None:
             T, s = drift_map(before, z)
             old |= dict(means=old['means'] @ T + s, scatter=T.T @ old['scatter'] @ T)
-        self.stats = dict(means=_grow(old.get('means'), means)) | {k: old.get(k, 0) + new[k] for k in ('scatter', 'count')}
+        self.stats = dict(means=_grow(old.get('means'), means), scatter=old.get('scatter', 0) + r.T @ r,
+                          count=old.get('count', 0) + z.new_tensor(len(z)))
     def linear(self):
         means, cov = self.stats['means'], self.stats['scatter'] / self.stats['count']
         cov = cov + self.shrink * cov.diagonal().mean() * torch.eye(self.d, device=cov.device)

@@ -164,9 +164,10 @@ def read_adapter(layers: dict) -> dict: # Module path -> LowRank
 def start_adapters(
     layers: dict, # From `adapt`
     seed: int,
+    task: int|None = None, # Draws another start for every task; None gives all tasks the same
 ):
     "Begin a new adapter in every layer, drawn from a seed (Kaiming, as in LoRA)"
-    g = torch.Generator().manual_seed(seed)  # drawn on the CPU: the same start on every device
+    g = torch.Generator().manual_seed(seed if task is None else seed + 1000 * (task + 1))  # on the CPU: the same on every device
     for l in layers.values(): l.start(nn.init.kaiming_uniform_(torch.empty(l.A.shape), a=math.sqrt(5), generator=g))
 
 IMPORTANCES = ('adapter', 'layer', 'fixed')
