@@ -175,13 +175,16 @@ def extract(
     images: Images,
     bs: int = 256, # Batch size
     precision: str|None = None, # As for `pick_precision`
+    augment: Augment|None = None, # Show augmented copies instead
+    seed: int = 0, # Of the augmentation
 ) -> Tensor: # (n, d) float32, on the model's device
     "Features of all images, in order"
     device, (rank, size) = next(model.parameters()).device, world()
+    g = torch.Generator().manual_seed(seed)
     z = torch.zeros(len(images), model.num_features, device=device)
     with autocast(device, precision):
         for (xb, _), part in zip(batches(images[rank::size], bs, device=device), z[rank::size].split(bs)):
-            if len(part): part.copy_(model(pre(xb)))
+            if len(part): part.copy_(model(pre.train(xb, augment, g) if augment else pre(xb)))
     return summed(z)
 
 # %% ../nbs/02_backbone.ipynb #305fda34

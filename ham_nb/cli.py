@@ -28,7 +28,7 @@ from .backbone import NANO, load_backbone, pick_device, pick_precision, world
 from .baselines import make_method
 from .continual import begin, check_out, holds_run, read_card, read_log
 from .data import ARCHIVES, TaskStream
-from .heads import make_head
+from .heads import make_heads
 from .lora import adapt, trainable
 from .plots import plot_accuracy_matrix, plot_curves, plot_losses, plot_timeline
 from .train import Diverged, OutOfMemory, Stopped, TrainConfig, step_memory
@@ -101,7 +101,8 @@ def learning_options(
     merge: str = 'sum', # HAM: a group is the sum of its members or their mean
     group_rank: int = None, # HAM: largest rank of a group; twice an adapter's largest in any layer by default, 0 concatenates exactly
     energy: float = None, # HAM: share of the energy that a group keeps
-    head: str = 'prototype', # linear, cosine, prototype, prototype-fixed (no drift correction), discriminant or ridge
+    head: str = 'prototype', # linear, cosine, prototype, prototype-fixed (no drift), discriminant or ridge; more after commas: tested too
+    drift_views: int = 0, # Augmented copies of each image, beside itself, that show heads how features drift
     epochs: int = TrainConfig.epochs, # Passes through the images of a task
     bs: int = TrainConfig.bs, # Batch size, of all processes together
     accumulate: int = TrainConfig.accumulate, # Work a batch off in so many parts: the same step with less memory
@@ -126,6 +127,7 @@ def train_options(
     compile: bool = False, # Compile the transformer blocks (torch.compile)
     deterministic: bool = False, # On CUDA too, the same numbers every time; slower
     track: str = '', # Log to these as well: tensorboard, wandb, ... (Accelerate's trackers), separated by commas
+    test_every: int = 1, # Tasks between tests; those in between are tested together
     save_every: int = 0, # Epochs between checkpoints within a task; 0 saves after tasks, and when stopped
     download: bool = False, # Fetch the data set to --data-root first where it is not there
     dry_run: bool = False, # Print plan, parameters, steps and memory; train nothing
@@ -154,7 +156,7 @@ def parse(options, prog: str, argv: list|None) -> dict: # Name -> value
 # %% ../nbs/17_cli.ipynb #71b4b1dc
 _HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'merge', 'group_rank', 'energy')
 _RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'blocks', 'rank', 'scale', 'device', 'precision', 'overwrite',
-                 'save_every')
+                 'save_every', 'test_every', 'drift_views')
 _TRAIN_SETTINGS = ('epochs', 'bs', 'accumulate', 'lr', 'head_lr', 'weight_decay', 'label_smoothing', 'degrees', 'views')
 
 # %% ../nbs/17_cli.ipynb #21a94f71
@@ -202,12 +204,15 @@ def _print_settings(run):
 def _learn(run):
     "Learn all tasks, a line for each, then the figures"
     print(f'{"task":>4}  {"this task":>9}  {"all so far":>10}  {"group":>12}  {"seconds":>7}')
+    before = len(run.card['accuracy_matrix'])
     while run.tasks_done < len(run.stream):
         c = run.learn_task()
         if kept := c['training'][-1].get('kept_bytes'): print(f'{kept / 2**20:.1f} MB kept of the blocks below the first adapter')
-        r, row = c['merge_reports'][-1], c['accuracy_matrix'][-1]
-        this, mean, seconds = 100 * row[-1], 100 * sum(row) / len(row), c['seconds_per_task'][-1]
-        print(f'{len(row) - 1:>4}  {this:>8.1f}%  {mean:>9.1f}%  {_group(r):>12}  {seconds:>7.1f}', flush=True)
+        tested = len(c['accuracy_matrix']) > before
+        row, before = c['accuracy_matrix'][-1] if tested else [], len(c['accuracy_matrix'])
+        this, mean = (f'{100 * x:.1f}%' for x in (row[-1], sum(row) / len(row))) if tested else ('-', '-')
+        group, seconds = _group(c['merge_reports'][-1]), c['seconds_per_task'][-1]
+        print(f'{run.tasks_done - 1:>4}  {this:>9}  {mean:>10}  {group:>12}  {seconds:>7.1f}', flush=True)
     run.finish()
     if world()[0] == 0: draw_run(run.card, run.out)
     print()
@@ -251,7 +256,7 @@ def plan(o: dict) -> str: # Text
     sizes, precision = _sizes(o, wanted[0][1]), pick_precision(device, o['precision'])
     model, pre = load_backbone(o['backbone'], image_size=o['image_size'], device='cpu', pretrained=False)
     whole, layers = sum(p.numel() for p in model.parameters()), adapt(model, o['targets'], o['rank'], o['scale'], o['blocks'])
-    make_head(o['head'], model.num_features)
+    make_heads(o['head'], model.num_features)
     make_method(wanted[0][0].split('+')[0], **{k: o[k] for k in _HAM_SETTINGS}).begin_task(
         layers, 0, 0, lambda: model(torch.zeros(1, 3, pre.size, pre.size)))
     params = trainable(layers)
@@ -317,13 +322,15 @@ def find_cards(
 
 # %% ../nbs/17_cli.ipynb #0574a240
 def accuracy_table(cards: dict) -> str: # Markdown
-    "Final accuracy, average and forgetting of each run, in percent"
-    def row(name, c):
-        numbers = [f'{100 * c["metrics"][k]:.1f}' for k in ('final_accuracy', 'average_incremental_accuracy', 'forgetting')]
-        cells = [name, c['method'], c['config']['head'], len(c['accuracy_matrix']), *numbers, f'{sum(c["seconds_per_task"]):.0f}']
+    "Final accuracy, average and forgetting of each run and head, in percent"
+    def row(name, c, head, metrics):
+        numbers = [f'{100 * metrics[k]:.1f}' for k in ('final_accuracy', 'average_incremental_accuracy', 'forgetting')]
+        cells = [name, c['method'], head, len(c['seconds_per_task']), *numbers, f'{sum(c["seconds_per_task"]):.0f}']
         return f'| {" | ".join(map(str, cells))} |'
+    rows = [row(name, c, head, found['metrics']) for name, c in cards.items() for head, found in
+            [(c['config']['head'], c), *c.get('beside', {}).items()]]
     return '\n'.join(['| run | method | head | tasks | final (%) | average (%) | forgetting (points) | seconds |',
-                      '| --- | --- | --- | --- | --- | --- | --- | --- |', *(row(*nc) for nc in cards.items())])
+                      '| --- | --- | --- | --- | --- | --- | --- | --- |', *rows])
 
 # %% ../nbs/17_cli.ipynb #9b7411e2
 def report(

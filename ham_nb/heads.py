@@ -6,7 +6,7 @@ Docs: https://ham-nb.github.io/ham_nb/heads.html.md"""
 
 # %% auto #0
 __all__ = ['HEADS', 'Head', 'LinearHead', 'CosineHead', 'drift_corrected', 'PrototypeHead', 'drift_map', 'DiscriminantHead',
-           'RidgeHead', 'make_head']
+           'RidgeHead', 'make_head', 'make_heads']
 
 # %% ../nbs/10_heads.ipynb #bf9b8050
 import math
@@ -19,7 +19,7 @@ class Head:
     "A classifier that grows: trainable rows for the current task, `stats` (a dictionary of tensors) for all that is kept"
     counted = 'weight' # The statistic that has a row per class
     uses_rows = False # Are the trained rows themselves kept?
-    wants_before = False # Does `end_task` want the features from before the task?
+    follows_drift = False # Does `end_task` want to know how the features moved?
 
     def __init__(self, d: int): # Width of the features
         self.d, self.stats, self.rows = d, {}, None
@@ -33,8 +33,8 @@ class Head:
         nn.init.zeros_(self.rows.weight), nn.init.zeros_(self.rows.bias)
     def parameters(self) -> list: return list(self.rows.parameters())
     def train_logits(self, z: Tensor) -> Tensor: return self.rows(z) # (b, d) -> (b, n), current classes only
-    def end_task(self, z: Tensor, y: Tensor, before: Tensor|None = None):
-        "Keep what is needed of the current classes; `z` (n, d) after and `before` the task, labels `y` (n,)"
+    def end_task(self, z: Tensor, y: Tensor, drift: tuple|None = None):
+        "Keep what is needed of the classes of `z` (n, d), labels `y` (n,); `drift`: features (m, d) before and after the task"
         raise TypeError(f'{type(self).__name__} does not say what it keeps.')
     def linear(self): return None # (weight, bias) where the head is a linear map of the features
 
@@ -44,7 +44,7 @@ def _grow(old: Tensor|None, new: Tensor) -> Tensor: return new if old is None el
 class LinearHead(Head):
     "Rows of a linear classifier, each trained in its own task"
     uses_rows = True
-    def end_task(self, z, y, before=None):
+    def end_task(self, z, y, drift=None):
         self.stats = {k: _grow(self.stats.get(k), v.detach().clone()) for k, v in self.rows.named_parameters()}
     def __call__(self, z: Tensor) -> Tensor: return F.linear(z, self.stats['weight'], self.stats['bias']) # (b, classes)
     def linear(self): return self.stats['weight'], self.stats['bias']
@@ -59,7 +59,7 @@ class CosineHead(Head):
     def parameters(self): return [self.rows.weight]
     def _cosines(self, z, w): return self.scale * F.normalize(z, dim=-1) @ F.normalize(w, dim=-1).T
     def train_logits(self, z): return self._cosines(z, self.rows.weight)
-    def end_task(self, z, y, before=None): self.stats = dict(weight=_grow(self.stats.get('weight'), self.rows.weight.detach().clone()))
+    def end_task(self, z, y, drift=None): self.stats = dict(weight=_grow(self.stats.get('weight'), self.rows.weight.detach().clone()))
     def __call__(self, z): return self._cosines(z, self.stats['weight'])
     def linear(self): return F.normalize(self.stats['weight'], dim=-1), None  # same order of the classes for every image
 
@@ -82,11 +82,11 @@ class PrototypeHead(Head):
     counted = 'means'
     def __init__(self, d: int, drift: bool = True): # Correct old means for the drift of the features?
         super().__init__(d)
-        self.wants_before = drift
+        self.follows_drift = drift
 
-    def end_task(self, z, y, before=None):
+    def end_task(self, z, y, drift=None):
         old = self.stats.get('means')
-        if old is not None and before is not None: old = drift_corrected(old, before, z)
+        if old is not None and drift is not None: old = drift_corrected(old, *drift)
         self.stats = dict(means=_grow(old, torch.stack([z[y == c].mean(0) for c in y.unique()])))
     def __call__(self, z): return F.normalize(z, dim=-1) @ self.linear()[0].T
     def linear(self): return F.normalize(self.stats['means'], dim=-1), None
@@ -107,18 +107,18 @@ def drift_map(
 # %% ../nbs/10_heads.ipynb #e3fff53f
 class DiscriminantHead(Head):
     "Linear discriminant analysis; class means and the covariance within classes follow the drift of the features"
-    counted, wants_before = 'means', True
+    counted, follows_drift = 'means', True
     def __init__(self, d: int,
         shrink: float = .3, # Added to the diagonal of the covariance, relative to its mean
     ):
         super().__init__(d)
         self.shrink = shrink
 
-    def end_task(self, z, y, before=None):
+    def end_task(self, z, y, drift=None):
         means, old = torch.stack([z[y == c].mean(0) for c in y.unique()]), dict(self.stats)
         r = z - means[y - self.seen]
-        if old and before is not None:
-            T, s = drift_map(before, z)
+        if old and drift is not None:
+            T, s = drift_map(*drift)
             old |= dict(means=old['means'] @ T + s, scatter=T.T @ old['scatter'] @ T)
         self.stats = dict(means=_grow(old.get('means'), means), scatter=old.get('scatter', 0) + r.T @ r,
                           count=old.get('count', 0) + z.new_tensor(len(z)))
@@ -143,7 +143,7 @@ class RidgeHead(Head):
         self.P = torch.randn(d, features, generator=torch.Generator().manual_seed(seed)) / math.sqrt(d)
 
     def random_features(self, z: Tensor) -> Tensor: return F.relu(z @ self.P.to(z.device)) # (n, features)
-    def end_task(self, z, y, before=None):
+    def end_task(self, z, y, drift=None):
         H, Y = self.random_features(z), F.one_hot(y - self.seen, len(y.unique())).to(z.dtype)
         old = self.stats or dict(sums=H.new_empty(0, H.shape[1]), gram=H.new_zeros(H.shape[1], H.shape[1]))
         self.stats, self.solved = dict(sums=_grow(old['sums'], Y.T @ H), gram=old['gram'] + H.T @ H), None
@@ -167,3 +167,16 @@ def make_head(
     if kind == 'prototype-fixed': return PrototypeHead(d, drift=False)
     if kind not in HEADS: raise ValueError(f'Unknown head {kind!r}, known are {", ".join(HEADS)}, prototype-fixed.')
     return HEADS[kind](d)
+
+def make_heads(
+    kinds: str, # Names as for `make_head`, separated by commas; the first one is trained
+    d: int, # Width of the features
+) -> dict: # Name -> Head
+    "Heads that are to share one training"
+    names = kinds.replace(' ', '').split(',')
+    if len(set(names)) < len(names): raise ValueError(f'Each head can be named once, got {kinds!r}.')
+    heads = {name: make_head(name, d) for name in names}
+    for name, h in heads.items():
+        if h.uses_rows and type(h).train_logits is not type(heads[names[0]]).train_logits:
+            raise ValueError(f'The head {name!r} needs rows of its own kind, so it cannot be tested beside {names[0]!r}.')
+    return heads

@@ -118,6 +118,40 @@ def test_divergence_puts_the_adapters_back(stream, monkeypatch):
     assert_close(extract(run.model, run.pre, stream.test(0), precision='fp32'), before)
     assert run.tasks_done == len(run.method.reports) == 2
 
+# -- several heads, tests now and then
+
+BESIDE = dict(head='discriminant,linear,prototype-fixed', drift_views=2)
+
+@pytest.mark.parametrize('head', ['linear', 'prototype-fixed', 'discriminant'])
+def test_a_head_beside_another_is_the_head_alone(head, stream):
+    "Heads share one training, so beside another each is what it would be in a run of its own"
+    both, alone = (learn(stream, head=h, drift_views=2, **QUICK) for h in (BESIDE['head'], head))
+    found = both.card if head == 'discriminant' else both.card['beside'][head]
+    assert found['accuracy_matrix'] == alone.card['accuracy_matrix'] and found['metrics'] == alone.card['metrics']
+
+def test_resuming_with_several_heads(stream, tmp_path):
+    begin(stream, out=tmp_path, **BESIDE, **QUICK).learn_task()
+    straight, resumed = learn(stream, **BESIDE, **QUICK), learn(stream, out=tmp_path, resume=True, **BESIDE, **QUICK)
+    assert_same(straight, resumed)
+    assert straight.card['beside'] == resumed.card['beside'] and straight.state.keys() == resumed.state.keys()
+    for k in straight.state: assert torch.equal(straight.state[k], resumed.state[k]), k
+
+def test_drift_views_show_heads_more_of_the_drift(stream):
+    means = {}
+    for n in (0, 2):
+        run = learn(stream, head='discriminant', drift_views=n, **QUICK)
+        means[n] = run.head.stats['means']
+    assert torch.equal(means[0][-3:], means[2][-3:]) and not torch.equal(means[0][:-3], means[2][:-3])  # new classes do not drift
+
+def test_tasks_can_be_tested_in_blocks(stream, tmp_path):
+    every, blocks = learn(stream, **QUICK), learn(stream, test_every=3, out=tmp_path, **QUICK)
+    R, B, sizes = every.card['accuracy_matrix'], blocks.card['accuracy_matrix'], every.card['test_sizes']
+    def block(row): return sum(a * n for a, n in zip(row, sizes)) / sum(sizes[:len(row)])
+    assert [len(row) for row in B] == [1, 2] and blocks.tasks_done == 4
+    assert B == [pytest.approx([block(R[2])]), pytest.approx([block(R[3][:3]), R[3][3]])]
+    assert '| 0 to 2 |' in blocks.table() and '| 3 |' in blocks.table()
+    assert read_card(tmp_path)['config']['test_every'] == 3 and blocks.card['metrics']['final_accuracy'] == pytest.approx(sum(B[-1]) / 2)
+
 # -- what a run writes and returns
 
 def test_the_card_survives_the_disk(stream, tmp_path):
