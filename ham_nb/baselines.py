@@ -7,7 +7,7 @@ Docs: https://ham-nb.github.io/ham_nb/baselines.html.md"""
 # %% auto #0
 __all__ = ['RULES', 'METHODS', 'Method', 'Frozen', 'FirstTask', 'Sequential', 'Joint', 'average', 'task_arithmetic', 'ties',
            'dare', 'magmax', 'MergedAfter', 'Ungrouped', 'RandomGroups', 'KMerge', 'SideBySide', 'SDLoRA', 'OLoRA',
-           'input_covariances', 'InfLoRA', 'make_method']
+           'InfLoRA', 'make_method']
 
 # %% ../nbs/14_baselines.ipynb #f9de671d
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from .grouping import Assignment, assign
 from .ham import HAM
-from .lora import set_groups, start_adapters
+from .lora import input_covariances, set_groups, start_adapters
 from .lowrank import LowRank, norm
 from .scaling import rebase
 
@@ -143,7 +143,7 @@ class MergedAfter(Method):
 class Ungrouped(HAM):
     "Concatenation: every adapter is a group of its own"
     group_rank: int|None = 0
-    name = 'ungrouped'
+    name, fixed = 'ungrouped', ('tau', 'g_max', 'similarity', 'merge', 'group_rank', 'energy')
     def associate(self, similarities, task): return Assignment(len(similarities), True, False, similarities, None)
 
 @dataclass
@@ -163,7 +163,7 @@ class KMerge(HAM):
     "A bounded number of clusters, each the mean of its members"
     importance: str = 'fixed'
     merge: str = 'mean'
-    name = 'k-merge'
+    name, fixed = 'k-merge', ('importance', 'merge')
 
 # %% ../nbs/14_baselines.ipynb #220bc8ac
 class SideBySide(Method):
@@ -211,24 +211,6 @@ class OLoRA(SideBySide):
         return self.weight * sum((l.groups_A @ l.A.T).abs().sum() for l in self.layers.values())
 
 # %% ../nbs/14_baselines.ipynb #aac95584
-@torch.no_grad()
-def input_covariances(
-    layers: dict, # Module path -> LoRALinear
-    features: Callable, # Runs the model on images
-) -> dict: # Module path -> (k, k), sum of outer products of the layer's inputs
-    "What the adapted layers are given"
-    found = {}
-    def watch(path):
-        def add(_, args):
-            x = args[0].flatten(0, -2).float()
-            with torch.autocast(x.device.type, enabled=False): found[path] = found.get(path, 0) + x.T @ x
-        return layers[path].register_forward_pre_hook(add)
-    handles = [watch(path) for path in layers]
-    try: features()
-    finally:
-        for h in handles: h.remove()
-    return found
-
 @dataclass
 class InfLoRA(SideBySide):
     "A fixed to directions that old tasks do not use (Liang and Li, 2024)"
@@ -268,8 +250,10 @@ METHODS |= {rule: partial(MergedAfter, rule) for rule in RULES}
 
 def make_method(
     name: str, # One of `METHODS`
-    **settings, # Used by HAM
+    **settings, # For HAM, and for its variants where they leave the choice; other methods use none of them
 ):
     "A method by name"
     if name not in METHODS: raise ValueError(f'Unknown method {name!r}, known are {", ".join(METHODS)}.')
-    return METHODS[name](**settings if name == 'ham' else {})
+    kind = METHODS[name]
+    ours = isinstance(kind, type) and issubclass(kind, HAM)
+    return kind(**{k: v for k, v in settings.items() if ours and k not in kind.fixed})

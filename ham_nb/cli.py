@@ -28,6 +28,7 @@ from .backbone import NANO, load_backbone, pick_device, pick_precision, world
 from .baselines import make_method
 from .continual import begin, check_out, holds_run, read_card, read_log
 from .data import ARCHIVES, TaskStream
+from .ham import HAM
 from .heads import make_heads
 from .lora import adapt, trainable
 from .plots import plot_accuracy_matrix, plot_curves, plot_losses, plot_timeline
@@ -101,6 +102,7 @@ def learning_options(
     merge: str = 'sum', # HAM: a group is the sum of its members or their mean
     group_rank: int = None, # HAM: largest rank of a group; twice an adapter's largest in any layer by default, 0 concatenates exactly
     energy: float = None, # HAM: share of the energy that a group keeps
+    anchor: float = HAM.anchor, # HAM: weight of the penalty on what training changes for the inputs of earlier tasks
     head: str = 'prototype', # linear, cosine, prototype, prototype-fixed (no drift), discriminant or ridge; more after commas: tested too
     drift_views: int = 0, # Augmented copies of each image, beside itself, that show heads how features drift
     epochs: int = TrainConfig.epochs, # Passes through the images of a task
@@ -154,7 +156,7 @@ def parse(options, prog: str, argv: list|None) -> dict: # Name -> value
     return {k: v for k, v in vars(parser.parse_args(argv)).items() if k in known}
 
 # %% ../nbs/17_cli.ipynb #71b4b1dc
-_HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'merge', 'group_rank', 'energy')
+_HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'merge', 'group_rank', 'energy', 'anchor')
 _RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'blocks', 'rank', 'scale', 'device', 'precision', 'overwrite',
                  'save_every', 'test_every', 'drift_views')
 _TRAIN_SETTINGS = ('epochs', 'bs', 'accumulate', 'lr', 'head_lr', 'weight_decay', 'label_smoothing', 'degrees', 'views')

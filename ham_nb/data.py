@@ -539,10 +539,11 @@ def normalize(
 # %% ../nbs/01_data.ipynb #4f7d70d0
 @dataclass(frozen=True)
 class Augment:
-    "One random affine map per image"
+    "One random affine map per image, and on request a change of its colours"
     zoom: tuple = (.75, 1.) # Side of the visible part, as a share of the image; above 1 shows a border
     degrees: float = 0. # Largest rotation
     flip: bool = True # Mirror half of the images
+    colours: bool = False # Permute the channels, and invert half of the images
 
     def theta(self,
         b: int, # Batch size
@@ -557,6 +558,15 @@ class Augment:
         cos, sin = turn.cos() * side, turn.sin() * side
         return torch.stack([torch.stack([cos * mirror, -sin, dx], -1), torch.stack([sin * mirror, cos, dy], -1)], -2)
 
+    def recolour(self,
+        x: Tensor, # (b, 3, h, w) in [0, 1]
+        g: torch.Generator, # On the CPU
+    ) -> Tensor: # (b, 3, h, w)
+        "Permute the channels of each image, and invert half of them"
+        order, inverted = torch.rand(len(x), 3, generator=g).argsort(1), torch.rand(len(x), generator=g) < .5
+        x = x.gather(1, order.to(x.device)[:, :, None, None].expand_as(x))
+        return torch.where(inverted.to(x.device)[:, None, None, None], 1 - x, x)
+
     def __call__(self,
         x: Tensor, # (b, c, h, w) uint8
         size: int, # Side of the result in pixels
@@ -568,7 +578,8 @@ class Augment:
         theta = self.theta(len(x), g).to(x.device, non_blocking=True)
         grid = F.affine_grid(theta, (len(x), 3, size, size), align_corners=False)
         edge = 1 - 1 / x.shape[-1]  # beyond the outermost pixel centres the border is repeated; MPS has no padding mode for it
-        return F.grid_sample(x, grid.clamp(-edge, edge), mode='bilinear', align_corners=False)
+        x = F.grid_sample(x, grid.clamp(-edge, edge), mode='bilinear', align_corners=False)
+        return self.recolour(x, g) if self.colours else x
 
 # %% ../nbs/01_data.ipynb #3209b974
 @patch

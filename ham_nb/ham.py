@@ -9,10 +9,11 @@ __all__ = ['STARTS', 'MERGES', 'HAM']
 
 # %% ../nbs/09_ham.ipynb #46ec06a0
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+import torch
 from fastcore.basics import patch
 from .grouping import Assignment, assign, check_grouping
-from .lora import IMPORTANCES, merged, set_groups, start_adapters
+from .lora import IMPORTANCES, input_covariances, merged, set_groups, squared_output, start_adapters
 from .merging import check_budget, merge_into_group
 from .pruning import SPACES, check_keep, prune_adapter
 from .scaling import fold, importances, rebase
@@ -34,9 +35,11 @@ class HAM:
     merge: str = 'sum' # A group is the 'sum' of its members or their 'mean'
     group_rank: int|None = None # Largest rank of a group; None is twice the largest rank of an adapter in any layer, 0 concatenates exactly
     energy: float|None = None # And: the share of the energy that a group keeps
-    reports: list = field(default_factory=list, repr=False) # One merge report per task: all that HAM itself remembers
+    anchor: float = 0. # Weight of the penalty on what training changes for the inputs of earlier tasks; 0 is HAM as published
+    reports: list = field(default_factory=list, repr=False) # One merge report per task
+    stats: dict = field(default_factory=dict, repr=False) # Module path -> (k, k), second moments of inputs of all tasks, for `anchor`
 
-    name, trains = 'ham', True
+    name, trains, fixed = 'ham', True, () # `fixed`: choices that a variant has made
 
     def __post_init__(self):
         check_grouping(self.tau, self.g_max); check_keep(self.keep); check_budget(self.group_rank, self.energy)
@@ -44,6 +47,7 @@ class HAM:
                                    ('importance', self.importance, IMPORTANCES), ('prune', self.prune, SPACES),
                                    ('merge', self.merge, MERGES)):
             if value not in known: raise ValueError(f'Unknown {what} {value!r}, known are {", ".join(known)}.')
+        if not self.anchor >= 0: raise ValueError(f'anchor must be at least 0, got {self.anchor}.')
         if self.similarity == 'B' and (self.group_rank != 0 or self.energy or self.prune != 'entries'): raise ValueError(
             "similarity 'B' compares columns of B, which a rank budget and pruning by ranks mix: it needs group_rank=0, "
             f"no energy and prune='entries', got {self.group_rank}, {self.energy} and {self.prune!r}.")
@@ -51,7 +55,7 @@ class HAM:
     @property
     def settings(self) -> dict:
         "The choices, without what the run has produced"
-        return {k: v for k, v in asdict(self).items() if k != 'reports'}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ('reports', 'stats')}
     @property
     def members(self) -> list:
         "The tasks of each group"
@@ -79,8 +83,29 @@ def begin_task(self: HAM,
     features: Callable|None = None, # Not used
 ):
     "Start a new adapter beside the groups"
-    if task == 0: self.reports = []; self._set_groups(layers, [])
+    if task == 0: self.reports, self.stats = [], {}; self._set_groups(layers, [])
     start_adapters(layers, seed, None if self.start == 'shared' else task)
+    self._watch_old_inputs(layers)
+
+# %% ../nbs/09_ham.ipynb #af3964e2
+@patch
+@torch.no_grad()
+def _watch_old_inputs(self: HAM, layers):
+    "What the frozen weights make of old inputs, once for the task"
+    self.layers = layers
+    self.sizes = {path: ((W := l.base.weight) @ self.stats[path] * W).sum() for path, l in layers.items() if path in self.stats}
+
+@patch
+def penalty(self: HAM) -> torch.Tensor|float: # One number; 0 in the first task, and without `anchor`
+    "How much the task changes the outputs of the adapted layers on inputs of earlier tasks"
+    if not self.stats: return 0.
+    shares = [squared_output(l.change(), self.stats[path]) / self.sizes[path] for path, l in self.layers.items()]
+    return self.anchor * torch.stack(shares).mean()
+
+@patch
+def _remember_inputs(self: HAM, layers, features):
+    if features is None: raise ValueError(f'anchor={self.anchor} needs features of the task, got None.')
+    for path, C in input_covariances(layers, features).items(): self.stats[path] = self.stats.get(path, 0) + C
 
 # %% ../nbs/09_ham.ipynb #3a8a2cf8
 @patch
@@ -103,7 +128,7 @@ def _merge(self: HAM, layers, groups, where, new) -> tuple: # The group and the 
 def end_task(self: HAM,
     layers: dict, # Module path -> LoRALinear
     task: int,
-    features: Callable|None = None, # Features of a probe batch with the model as it is; for similarity 'cka'
+    features: Callable|None = None, # Features of a probe batch with the model as it is; for similarity 'cka' and `anchor`
 ) -> dict: # The merge report
     "Consolidate the adapter that was trained"
     learnt = importances(layers)
@@ -117,6 +142,7 @@ def end_task(self: HAM,
     groups[where.group], merge = self._merge(layers, groups, where, pruned)
     self._set_groups(layers, groups)
     for l in layers.values(): l.start(l.A)
+    if self.anchor: self._remember_inputs(layers, features)
     self.reports.append(dict(task=task, **asdict(where), importance=learnt[-1], group_importances=learnt[:-1],
                              **lost, **merge))
     return self.reports[-1]
