@@ -60,7 +60,7 @@ class Bench:
 
     def ham_layers(self, task: int, targets: str = 'attn.qkv', **choices) -> tuple[nn.Module, dict, HAM]:
         "A model at the start of a task (counted from 1); random adapters stand in for those of the tasks before"
-        model, ham = self.backbone(), HAM(**choices)
+        model, ham = self.backbone(), HAM(**dict(anchor=0.) | choices)
         layers = adapt(model, targets, self.size.rank)
         for i in range(task - 1):
             ham.begin_task(layers, i, seed=0)

@@ -103,8 +103,8 @@ def learning_options(
     group_rank: int = None, # HAM: largest rank of a group; twice an adapter's largest in any layer by default, 0 concatenates exactly
     energy: float = None, # HAM: share of the energy that a group keeps
     anchor: float = HAM.anchor, # HAM: weight of the penalty on what training changes for the inputs of earlier tasks
-    head: str = 'prototype', # linear, cosine, prototype, prototype-fixed (no drift), discriminant or ridge; more after commas: tested too
-    drift_views: int = 0, # Augmented copies of each image, beside itself, that show heads how features drift
+    head: str = 'discriminant', # linear, cosine, prototype, prototype-fixed (no drift), discriminant, ridge; after a comma, more to test
+    drift_views: int = 1, # Augmented copies of each image, beside itself, that show heads how features drift
     epochs: int = TrainConfig.epochs, # Passes through the images of a task
     bs: int = TrainConfig.bs, # Batch size, of all processes together
     accumulate: int = TrainConfig.accumulate, # Work a batch off in so many parts: the same step with less memory

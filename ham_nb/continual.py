@@ -155,7 +155,7 @@ class Run:
     progress: bool|None = None # Progress bars; None where somebody is watching
     save_every: int = 0 # Epochs between checkpoints within a task; 0 saves after tasks, and when stopped
     test_every: int = 1 # Tasks between tests, which are tested in blocks of as many
-    drift_views: int = 0 # Augmented copies of each image, beside itself, that show heads how features drift
+    drift_views: int = 1 # Augmented copies of each image, beside itself, that show heads how features drift
     beside: dict = field(default_factory=dict) # Name -> Head, further ones that are kept and tested on the same features
     trackers: list = field(default_factory=list) # Of Accelerate
     boundary: dict|None = None # Tensors as the last task left them
@@ -424,7 +424,7 @@ def begin(
     stream: TaskStream,
     backbone: str = NANO, # Full tag of a timm ViT, or the bundled nano ViT
     method=None, # `HAM(...)` (the default) or a baseline
-    head: str = 'prototype', # See `make_head`; after a comma, further ones that are tested on the same features
+    head: str = 'discriminant', # See `make_head`; after a comma, further ones that are tested on the same features
     *,
     weights: str|Path|None = None, # A local safetensors file for the backbone
     image_size: int|None = None, # Side of the input in pixels
@@ -441,7 +441,7 @@ def begin(
     overwrite: bool = False, # Replace the run in `out`
     save_every: int = 0, # Epochs between checkpoints within a task; 0 saves after tasks, and when stopped
     test_every: int = 1, # Tasks between tests, which are tested in blocks of as many
-    drift_views: int = 0, # Augmented copies of each image, beside itself, that show heads how features drift
+    drift_views: int = 1, # Augmented copies of each image, beside itself, that show heads how features drift
     trackers: str|list = (), # Where else to log: tensorboard, wandb, or another of Accelerate's trackers
     compiled: bool = False, # Compile the transformer blocks (torch.compile)
     progress: bool|None = None, # Progress bars; None where somebody is watching
@@ -506,7 +506,7 @@ def learn(
     stream: TaskStream,
     backbone: str = NANO, # Full tag of a timm ViT, or the bundled nano ViT
     method=None, # `HAM(...)` (the default) or a baseline
-    head: str = 'prototype', # See `make_head`
+    head: str = 'discriminant', # See `make_head`
     **kwargs, # As for `begin`
 ) -> Run:
     "Learn a stream of tasks, one after the other"

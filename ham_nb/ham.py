@@ -35,7 +35,7 @@ class HAM:
     merge: str = 'sum' # A group is the 'sum' of its members or their 'mean'
     group_rank: int|None = None # Largest rank of a group; None is twice the largest rank of an adapter in any layer, 0 concatenates exactly
     energy: float|None = None # And: the share of the energy that a group keeps
-    anchor: float = 0. # Weight of the penalty on what training changes for the inputs of earlier tasks; 0 is HAM as published
+    anchor: float = 50. # Weight of the penalty on what training changes for the inputs of earlier tasks; 0 is HAM as published
     reports: list = field(default_factory=list, repr=False) # One merge report per task
     stats: dict = field(default_factory=dict, repr=False) # Module path -> (k, k), second moments of inputs of all tasks, for `anchor`
 
@@ -100,7 +100,7 @@ def penalty(self: HAM) -> torch.Tensor|float: # One number; 0 in the first task,
     "How much the task changes the outputs of the adapted layers on inputs of earlier tasks"
     if not self.stats: return 0.
     shares = [squared_output(l.change(), self.stats[path]) / self.sizes[path] for path, l in self.layers.items()]
-    return self.anchor * torch.stack(shares).mean()
+    return self.anchor * len(self.reports) * torch.stack(shares).mean()
 
 @patch
 def _remember_inputs(self: HAM, layers, features):

@@ -262,7 +262,7 @@ def test_blocks_and_views(tmp_path):
 def test_compiled_blocks_are_compiled_once():
     "Buffers, scalars and the adapter keep their shapes from the first task on, so no task compiles anything anew"
     from torch._dynamo.utils import counters
-    run = begin(TaskStream.named('toy', tasks=6), method=HAM(tau=1., g_max=3), rank=2, precision='fp32', **QUICK)
+    run = begin(TaskStream.named('toy', tasks=6), method=HAM(tau=1., g_max=3, anchor=0.), rank=2, precision='fp32', **QUICK)
     for block in run.model.blocks: block.compile(backend='aot_eager')  # the tracing, without the generation of code
     counters.clear()
     graphs = []

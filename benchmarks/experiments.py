@@ -1,0 +1,107 @@
+"What the study runs: Split CIFAR-100 with a ViT-Tiny at 96 pixels, and what is special about each experiment."
+from dataclasses import dataclass, field
+
+import torch
+
+from ham_nb.baselines import METHODS
+from ham_nb.data import TaskStream, cifar100
+from ham_nb.ham import HAM
+from ham_nb.train import TrainConfig
+
+BACKBONE = 'vit_tiny_patch16_224.augreg_in21k_ft_in1k'
+ORDERS = 1993, 1994, 1995  # class orders of what is reported
+VALIDATION = 7             # and of what hyper-parameters are chosen with
+HEADS = 'discriminant,prototype,ridge,linear'
+
+
+class Folded(HAM):
+    "After task `at` everything is folded into the backbone, and learning goes on from there without groups"
+    at = 4
+
+    def end_task(self, layers, task, features=None):
+        report = super().end_task(layers, task, features)
+        if task != self.at: return report
+        with torch.no_grad():
+            for l in layers.values(): l.base.weight += l.total().delta()
+        self._set_groups(layers, [])
+        return report
+
+
+@dataclass(frozen=True)
+class Experiment:
+    "A run: what is not said is the default"
+    method: str = 'ham'
+    options: dict = field(default_factory=dict) # Of the method
+    tasks: int = 10
+    seed: int = ORDERS[0] # Of class order, starts and data order
+    train: dict = field(default_factory=dict) # Of TrainConfig
+    run: dict = field(default_factory=dict) # Of `begin`
+    validation: bool = False # Test on training images that no run learns from
+
+    def make_method(self): return (Folded if self.method == 'folded' else METHODS[self.method])(**self.options)
+
+    def stream(self, root) -> TaskStream:
+        "100 training images a class; the test set, or 20 further training images a class"
+        train, test = cifar100(root)
+        if self.validation:
+            test = train[torch.cat([torch.nonzero(train.y == c).flatten()[-20:] for c in range(len(train.classes))])]
+        return TaskStream(train, test, self.tasks, self.seed, limit_per_class=100, name='cifar100')
+
+    def settings(self) -> dict:
+        "What `begin` is given"
+        return dict(backbone=BACKBONE, image_size=96, head=HEADS, seed=self.seed, drift_views=1, test_every=max(1, self.tasks // 10),
+                    train=TrainConfig(**dict(epochs=3) | self.train), device='cpu', precision='bf16') | self.run
+
+
+def comparison() -> dict:
+    "All methods, two lengths, three class orders; one order after the other, so that whole tables come early"
+    plain = ['sequential', 'frozen', 'first-task', 'average', 'magmax', 'k-merge', 'sd-lora', 'o-lora', 'inflora', 'task-arithmetic',
+             'ties', 'dare']
+    found = {}
+    for seed in ORDERS:
+        found[f'joint-1-{seed}'] = Experiment('joint', tasks=1, seed=seed)
+        for method in ['ham', *plain]:
+            for tasks in (10, 50):
+                options = dict(tasks=tasks) if method == 'inflora' else {}
+                found[f'{method}-{tasks}-{seed}'] = Experiment(method, options, tasks, seed)
+        for tasks in (10, 50): found |= controls(tasks, seed)
+    return found
+
+
+def controls(tasks: int, seed: int) -> dict:
+    "HAM without one of its parts"
+    parts = {'ungrouped': ('ungrouped', {}), 'random-groups': ('random-groups', {}), 'ham-fixed': ('ham', dict(importance='fixed')),
+             'ham-plain': ('ham', dict(anchor=0.))}
+    return {f'{name}-{tasks}-{seed}': Experiment(method, options, tasks, seed) for name, (method, options) in parts.items()}
+
+
+def search() -> dict:
+    "What the defaults were chosen with: other images, another class order"
+    def at(tasks, name, **what): return {f'search-{name}-{tasks}': Experiment(tasks=tasks, seed=VALIDATION, validation=True, **what)}
+    found = {}
+    for anchor in (50, 0, 200):
+        for tasks in (50, 10): found |= at(tasks, f'anchor-{anchor}', options=dict(anchor=float(anchor)))
+    for lr in (5e-4, 2e-3): found |= at(50, f'lr-{lr:g}', train=dict(lr=lr))
+    for views in (0, 3): found |= at(50, f'views-{views}', run=dict(drift_views=views))
+    return found
+
+
+def ablations() -> dict:
+    "One order; each differs from HAM's defaults in what its name says"
+    def one(name, tasks=10, method='ham', run=None, **options):
+        return {f'{name}-{tasks}-{ORDERS[0]}': Experiment(method, options, tasks, run=run or {})}
+    found = one('ham', 20) | one('ham', 100) | one('folded', method='folded')
+    for method in ('ham', 'ungrouped'): found |= one(f'{method}-independent', method=method, start='independent')
+    for importance in ('layer',): found |= one(f'ham-{importance}', importance=importance)
+    for tau in (-1., .05, .2, .4): found |= one(f'ham-tau-{tau:g}', tau=tau)
+    for g_max in (1, 2, 10): found |= one(f'ham-gmax-{g_max}', g_max=g_max)
+    for space in ('entries', 'components', 'singular'):
+        for keep in (.5, .2, .05): found |= one(f'ham-{space}-{keep:g}', prune=space, keep=keep)
+    for rank in (0, 8, 4): found |= one(f'ham-rank-{rank}', 50, group_rank=rank)
+    found |= one('ham-layers', similarity='layers') | one('ham-b', similarity='B', group_rank=0) | one('ham-cka', similarity='cka', tau=.9)
+    wide = dict(targets='attn.qkv,mlp.fc1,mlp.fc2')
+    for tasks in (10, 50): found |= one('ham-wide', tasks, run=wide)
+    return found
+
+
+EXPERIMENTS = search() | comparison() | ablations()

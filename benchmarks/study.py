@@ -1,0 +1,105 @@
+"""The runs behind the tutorials: `python -m benchmarks.study --data-root DIR`, a record each in nbs/results/study/.
+
+Experiments that have a record are skipped, and one that was cut short goes on from its last task; to measure again, remove the record."""
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from ham_nb.continual import Run, begin, holds_run
+
+from .experiments import BACKBONE, EXPERIMENTS, Experiment
+
+RECORDS = Path(__file__).parents[1]/'nbs/results/study'
+DIGITS = 4  # a test set of 10,000 images in blocks of 1,000 has steps of 1e-3
+REPORTED = ('group', 'opened', 'forced', 'similarities', 'importance', 'group_importances', 'kept_energy', 'discarded_energy', 'rank_after')
+
+
+def options(argv: list|None) -> argparse.Namespace:
+    p = argparse.ArgumentParser('python -m benchmarks.study', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('names', nargs='*', help='experiments, or beginnings of their names; all by default')
+    p.add_argument('--data-root', help='folder that holds cifar-100-python')
+    p.add_argument('--weights', help=f'safetensors file of {BACKBONE}, instead of a download')
+    p.add_argument('--jobs', type=int, default=1, help='experiments side by side, a process with one thread each')
+    p.add_argument('--runs', type=Path, default=Path('runs/study'), help='folder for what is not finished yet')
+    p.add_argument('--list', action='store_true', help='print the experiments that lack a record, and run none')
+    return p.parse_args(argv)
+
+
+def place(name: str) -> Path: return RECORDS/f'{name}.json'
+
+
+def record_of(name: str) -> dict: return json.loads(place(name).read_text())
+
+
+def wanted(names: list) -> list:
+    "The experiments so named, or whose names so begin, that lack a record"
+    known = [n for n in EXPERIMENTS if not names or n in names or any(n.startswith(w) for w in names)]
+    if not known: sys.exit(f'No experiment is named {", ".join(names)}.')
+    return [n for n in known if not place(n).exists()]
+
+
+def rounded(o):
+    "Floats to DIGITS digits after the point, in lists and dictionaries too"
+    if isinstance(o, dict): return {k: rounded(v) for k, v in o.items()}
+    if isinstance(o, list): return [rounded(v) for v in o]
+    return round(o, DIGITS) if isinstance(o, float) else o
+
+
+def record(name: str, run: Run, minutes: float) -> dict:
+    "What is kept of a run"
+    c = run.card
+    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=RECORDS.parent, capture_output=True, text=True).stdout.strip()
+    found = {c['config']['head']: c, **c['beside']}
+    return dict(name=name, command=f'python -m benchmarks.study {name} --data-root DIR --weights FILE', commit=commit or None,
+                minutes=round(minutes, 1), threads=torch.get_num_threads(), versions=c['versions'], config=c['config'],
+                heads={h: {k: rounded(f[k]) for k in ('metrics', 'accuracy_matrix')} for h, f in found.items()},
+                reports=[{k: rounded(r[k]) for k in REPORTED if k in r} for r in c['merge_reports']])
+
+
+def write(name: str, found: dict):
+    "One line for each entry, so that a diff shows what changed"
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    lines = ',\n'.join(f' {json.dumps(k)}: {json.dumps(v)}' for k, v in found.items())
+    place(name).write_text(f'{{\n{lines}\n}}\n')
+
+
+def measure(name: str, e: Experiment, o: argparse.Namespace):
+    "Run one experiment in this process, and write its record"
+    out = o.runs/name
+    run = begin(e.stream(o.data_root), method=e.make_method(), weights=o.weights, out=out, resume=holds_run(out), progress=False,
+                **e.settings())
+    while run.tasks_done < len(run.stream):
+        run.learn_task()
+        print(f'{name}: {run.tasks_done} of {len(run.stream)} tasks', flush=True)
+    seconds = sum(run.card['seconds_per_task']) + sum(run.card['seconds_testing'])
+    write(name, record(name, run, seconds / 60))
+    finals = {h: f'{100 * f["metrics"]["final_accuracy"]:.1f}' for h, f in record_of(name)['heads'].items()}
+    print(f'{name}: {finals}', flush=True)
+
+
+def side_by_side(names: list, o: argparse.Namespace) -> int:
+    "Each experiment in a process of its own"
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    given = [*['--data-root', o.data_root] * bool(o.data_root), *['--weights', o.weights] * bool(o.weights), '--runs', str(o.runs)]
+    def start(name): return subprocess.run([sys.executable, '-m', 'benchmarks.study', name, *given], env=env).returncode
+    with ThreadPoolExecutor(o.jobs) as pool: codes = list(pool.map(start, names))
+    return max(codes, default=0)
+
+
+def main(argv: list|None = None) -> int:
+    o = options(argv)
+    names = wanted(o.names)
+    if o.list: print('\n'.join(names))
+    elif o.jobs > 1 or len(names) > 1: return side_by_side(names, o)
+    else:
+        for name in names: measure(name, EXPERIMENTS[name], o)
+    return 0
+
+
+if __name__ == '__main__': sys.exit(main())

@@ -1,0 +1,69 @@
+"The records behind the tutorials: they parse, name their command, agree with their experiment, and the pages show what they say"
+import json
+import re
+
+import pytest
+
+import docs_check
+from benchmarks import study
+from benchmarks.experiments import EXPERIMENTS, Experiment
+from ham_nb.backbone import NANO
+from ham_nb.continual import begin
+from ham_nb.data import TaskStream, toy
+from ham_nb.metrics import all_metrics
+
+RECORDS = sorted(study.RECORDS.glob('*.json'))
+each_record = pytest.mark.parametrize('path', RECORDS, ids=lambda p: p.stem)
+KEPT = 'final_accuracy', 'average_incremental_accuracy', 'forgetting'
+
+@each_record
+def test_a_record_names_its_command_and_holds_its_numbers(path):
+    r = json.loads(path.read_text())
+    assert r['name'] == path.stem and r['command'].startswith(f'python -m benchmarks.study {path.stem} ')
+    assert r['minutes'] > 0 and {'torch', 'timm', 'ham_nb', 'hardware'} <= r['versions'].keys()
+    for head, found in r['heads'].items():
+        again = all_metrics(found['accuracy_matrix'])
+        for k in KEPT: assert found['metrics'][k] == pytest.approx(again[k], abs=1e-4), (head, k)
+
+@each_record
+def test_a_record_is_of_its_experiment(path):
+    r, e = json.loads(path.read_text()), EXPERIMENTS[path.stem]
+    c, method = r['config'], e.make_method()
+    assert (c['method'], c['method_settings']) == (method.name, json.loads(json.dumps(method.settings)))
+    assert (c['tasks'], c['seed'], c['class_seed'], c['limit_per_class']) == (e.tasks, e.seed, e.seed, 100)
+    wanted = json.loads(json.dumps(vars(e.settings()['train'])))
+    assert c['train'] == wanted and ','.join([c['head'], *c['beside']]) == e.settings()['head']
+    for k in 'drift_views', 'test_every', 'targets', 'rank': assert c[k] == e.settings().get(k, c[k])
+
+def test_experiments_can_be_made():
+    assert len(EXPERIMENTS) > 50
+    for name, e in EXPERIMENTS.items():
+        assert re.fullmatch(r'[a-z0-9.-]+', name) and e.make_method().settings is not None
+        assert e.method != 'joint' or e.tasks == 1
+
+def test_an_experiment_leaves_a_record_and_is_not_run_again(tmp_path, monkeypatch):
+    "The whole way, on a toy stream with the bundled backbone"
+    e = Experiment('ham', tasks=4)
+    monkeypatch.setattr(study, 'RECORDS', tmp_path/'records')
+    monkeypatch.setattr(study, 'EXPERIMENTS', {'toy-4': e})
+    monkeypatch.setattr(Experiment, 'stream', lambda self, root: TaskStream(*toy(per_class=8), tasks=4, seed=self.seed))
+    def begin_small(stream, **settings): return begin(stream, **settings | dict(backbone=NANO, image_size=32, weights=None))
+    monkeypatch.setattr(study, 'begin', begin_small)
+    assert study.main(['--runs', str(tmp_path/'runs'), 'toy']) == 0
+    r = json.loads((tmp_path/'records'/'toy-4.json').read_text())
+    assert r['name'] == 'toy-4' and [*r['heads']] == ['discriminant', 'prototype', 'ridge', 'linear'] and len(r['reports']) == 4
+    assert study.wanted(['toy']) == []
+    with pytest.raises(SystemExit, match='No experiment is named nothing'): study.wanted(['nothing'])
+
+@pytest.mark.parametrize('page', ['comparison', 'ablations'])
+def test_the_pages_show_what_the_records_say(page):
+    "Every stored table is the one that the cell draws from the records as they are"
+    nb = docs_check.nbs/'tutorials'/f'{page}.ipynb'
+    from execnb.nbio import read_nb
+    from execnb.shell import CaptureShell
+    def shown(cells): return [d['text/markdown'] if isinstance(d['text/markdown'], str) else ''.join(d['text/markdown'])
+                              for c in cells for o in c.get('outputs', []) if 'text/markdown' in (d := o.get('data', {}))]
+    stored = shown(docs_check.cells(nb))
+    again = read_nb(nb)
+    CaptureShell(path=str(nb.parent)).run_all(again, exc_stop=True)
+    assert stored and shown(again.cells) == stored
