@@ -13,7 +13,7 @@ PACKAGE := $(VENV)/.package-installed
 DEV     := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint export export-check notebooks readme readme-check links docs docs-check bench wheel clean
+.PHONY: help demo test dev lint export export-check notebooks readme readme-check links docs docs-check bench study wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,9 @@ docs-check: $(DEV)  ## check sidebar, links and pages of the docs, without Quart
 
 bench: $(DEV)  ## measure speed beside PEFT and the frozen backbone, memory and state over 100 tasks (FLAGS for options); nbs/results/speed.json
 	$(BIN)/python -m benchmarks $(FLAGS)
+
+study: $(DEV)  ## run the experiments behind Comparison and Ablations that lack a record (FLAGS="--data-root DIR --jobs 2"; days on two cores)
+	$(BIN)/python -m benchmarks.study $(FLAGS)
 
 wheel: $(DEV)  ## build the wheel in dist/
 	$(BIN)/python -m build --wheel

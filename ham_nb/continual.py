@@ -419,6 +419,13 @@ def _restore(run: Run):
     _write(run.out/'log.jsonl', ''.join(json.dumps(l) + '\n' for l in lines).encode())
     if run.tasks_done: _write(run.out/'results.json', json.dumps(run.card, indent=1).encode())
 
+# %% ../nbs/13_continual.ipynb #2caa75cc
+def _check_plan(stream, method, test_every, drift_views):
+    if len(stream) > 1 and getattr(method, 'one_task', False):
+        raise ValueError(f'The method {method.name!r} learns all classes in 1 task, got a stream of {len(stream)}.')
+    if test_every < 1: raise ValueError(f'test_every must be at least 1, got {test_every}.')
+    if drift_views < 0: raise ValueError(f'drift_views must be at least 0, got {drift_views}.')
+
 # %% ../nbs/13_continual.ipynb #032d811c
 def begin(
     stream: TaskStream,
@@ -448,10 +455,7 @@ def begin(
 ) -> Run:
     "Check everything, load everything, learn nothing yet"
     method, out = method or HAM(), check_out(out, resume, overwrite)
-    if len(stream) > 1 and getattr(method, 'one_task', False):
-        raise ValueError(f'The method {method.name!r} learns all classes in 1 task, got a stream of {len(stream)}.')
-    if test_every < 1: raise ValueError(f'test_every must be at least 1, got {test_every}.')
-    if drift_views < 0: raise ValueError(f'drift_views must be at least 0, got {drift_views}.')
+    _check_plan(stream, method, test_every, drift_views)
     model, pre = load_backbone(backbone, weights, image_size, device)
     layers, heads = adapt(model, targets, rank, scale, blocks), make_heads(head, model.num_features)
     first, *beside = heads
