@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 from ham_nb.continual import state_tensors
+from ham_nb.ham import HAM
 from ham_nb.heads import make_head
 from ham_nb.lora import trainable
 
@@ -27,17 +28,17 @@ def peak(device: torch.device) -> int:
 
 
 def measure(bench: Bench, tasks: int) -> list:
-    model, layers, ham = bench.ham_layers(1)
+    model, layers, ham = bench.ham_layers(1, anchor=HAM.anchor)
     head, filled, rows = make_head('prototype', model.num_features), None, []  # class means are left out of what is measured
     for task in range(tasks):
         reset_peak(bench.device)
         ham.begin_task(layers, task, seed=0)
-        step = bench.step(model, lambda: model(bench.x), trainable(layers))
+        step = bench.step(model, lambda: model(bench.x), trainable(layers), ham.penalty)
         for _ in range(2): step()
         randomise(layers)
-        ham.end_task(layers, task)
+        ham.end_task(layers, task, lambda: model(bench.x))
         if filled is None and len(ham.members) == ham.g_max: filled = task + 1
-        state = safetensors.torch.save(state_tensors(layers, head))
+        state = safetensors.torch.save(state_tensors(layers, head, ham))
         rows.append(dict(task=task + 1, peak_mb=peak(bench.device) / 2**20, state_bytes=len(state)))
     first, last = rows[filled - 1], rows[-1]
     shown = [r for r in rows if r['task'] in (*TASKS, filled)]

@@ -45,7 +45,7 @@ class Bench:
         for block in model.blocks:
             if self.compiled and block._compiled_call_impl is None: block.compile()
 
-    def step(self, model: nn.Module, features: Callable, params: list) -> Callable:
+    def step(self, model: nn.Module, features: Callable, params: list, penalty: Callable = lambda: 0.) -> Callable:
         "A training step as in the training loop, without the data: forward, backward, clip, AdamW"
         self.prepare(model)
         head = nn.Linear(model.num_features, 10, device=self.device)
@@ -53,25 +53,25 @@ class Bench:
         opt = torch.optim.AdamW(params, lr=self.size.lr, fused=True)
         def run():
             with autocast(self.device, self.precision): z = features()
-            F.cross_entropy(head(z.float()), self.y).backward()
+            (F.cross_entropy(head(z.float()), self.y) + penalty()).backward()
             nn.utils.clip_grad_norm_(params, 1.)
             opt.step(); opt.zero_grad(set_to_none=True)
         return run
 
     def ham_layers(self, task: int, targets: str = 'attn.qkv', **choices) -> tuple[nn.Module, dict, HAM]:
-        "A model at the start of a task (counted from 1); random adapters stand in for those of the tasks before"
+        "A model at the start of a task (counted from 1); random adapters stand in for those before; without anchor unless asked for"
         model, ham = self.backbone(), HAM(**dict(anchor=0.) | choices)
         layers = adapt(model, targets, self.size.rank)
         for i in range(task - 1):
             ham.begin_task(layers, i, seed=0)
             randomise(layers)
-            ham.end_task(layers, i)
+            ham.end_task(layers, i, lambda: model(self.x))
         ham.begin_task(layers, task - 1, seed=0)
         return model, layers, ham
 
     def ham(self, task: int, targets: str = 'attn.qkv', **choices) -> Callable:
-        model, layers, _ = self.ham_layers(task, targets, **choices)
-        return self.step(model, lambda: model(self.x), trainable(layers))
+        model, layers, ham = self.ham_layers(task, targets, **choices)
+        return self.step(model, lambda: model(self.x), trainable(layers), ham.penalty)
 
     def floor(self) -> Callable:
         "The frozen backbone, forward and backward through all activations: what any adapter below the first block pays at least"
