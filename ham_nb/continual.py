@@ -138,7 +138,7 @@ def load_state(
 FAR = Augment(zoom=(.5, 1.), degrees=180., flip=True, colours=True)
 
 # %% ../nbs/13_continual.ipynb #fb358770
-@dataclass
+@dataclass(repr=False)
 class Run:
     "A model on its way through a stream, and the card that says how it got there"
     stream: TaskStream
@@ -334,9 +334,12 @@ def table(self: Run) -> str:
 
 # %% ../nbs/13_continual.ipynb #b6e02210
 @patch
+def __repr__(self: Run):
+    return f'{self.method.name} on {self.stream.name}, {self.card["config"]["head"]} head, {self.tasks_done} of {len(self.stream)} tasks'
+
+@patch
 def _repr_markdown_(self: Run):
-    m, done = self.card['metrics'], f'{self.tasks_done} of {len(self.stream)} tasks'
-    title = f'**{self.method.name}** on {self.stream.name}, {self.card["config"]["head"]} head, {done}'
+    m, title = self.card['metrics'], f'**{self.method.name}**' + repr(self).removeprefix(self.method.name)
     if not m: return title
     return (f'{title}: final accuracy **{_percent(m["final_accuracy"])} %**, average {_percent(m["average_incremental_accuracy"])} %, '
             f'forgetting {_percent(m["forgetting"])} points (chaudhry)\n\n{self.table()}')
