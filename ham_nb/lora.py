@@ -219,7 +219,8 @@ def input_covariances(
             with torch.autocast(x.device.type, enabled=False): found[path] = found.get(path, 0) + x.T @ x
         return layers[path].register_forward_pre_hook(add)
     handles = [watch(path) for path in layers]
-    try: features()
+    try:
+        with torch.compiler.set_stance('force_eager'): features()  # compiled blocks would not know the hooks
     finally:
         for h in handles: h.remove()
     return {path: summed(C) for path, C in found.items()}

@@ -93,6 +93,7 @@ def comparison_table(
     what: str = 'method', # A name stands for
 ) -> str: # Markdown
     "Final and average accuracy and forgetting of several methods"
+    if empty := [name for name, ms in runs.items() if not ms]: raise ValueError(f'{empty[0]!r} has no run.')
     keys = 'final_accuracy', 'average_incremental_accuracy', 'forgetting'
     found = sorted(runs.items(), key=lambda nr: -np.mean([m[keys[0]] for m in nr[1]]))
     rows = [f'| {name} | {" | ".join(spread([m[k] for m in ms]) for k in keys)} | {len(ms)} |' for name, ms in found]
