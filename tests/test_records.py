@@ -56,14 +56,15 @@ def test_an_experiment_leaves_a_record_and_is_not_run_again(tmp_path, monkeypatc
     with pytest.raises(SystemExit, match='No experiment is named nothing'): study.wanted(['nothing'])
 
 @pytest.mark.parametrize('page', ['comparison', 'ablations'])
-def test_the_pages_show_what_the_records_say(page):
+def test_the_pages_show_what_the_records_say(page, monkeypatch):
     "Every stored table is the one that the cell draws from the records as they are"
     nb = docs_check.nbs/'tutorials'/f'{page}.ipynb'
-    from execnb.nbio import read_nb
     from execnb.shell import CaptureShell
+    from nbdev.process import read_nb
     def shown(cells): return [d['text/markdown'] if isinstance(d['text/markdown'], str) else ''.join(d['text/markdown'])
                               for c in cells for o in c.get('outputs', []) if 'text/markdown' in (d := o.get('data', {}))]
     stored = shown(docs_check.cells(nb))
     again = read_nb(nb)
-    CaptureShell(path=str(nb.parent)).run_all(again, exc_stop=True)
+    monkeypatch.chdir(nb.parent)
+    CaptureShell().run_all(again, exc_stop=True)
     assert stored and shown(again.cells) == stored
