@@ -4,6 +4,7 @@ Experiments that have a record are skipped, and one that was cut short goes on f
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +40,8 @@ def record_of(name: str) -> dict: return json.loads(place(name).read_text())
 
 def wanted(names: list) -> list:
     "The experiments so named, or whose names so begin, that lack a record"
-    known = [n for n in EXPERIMENTS if not names or n in names or any(n.startswith(w) for w in names)]
-    if not known: sys.exit(f'No experiment is named {", ".join(names)}.')
+    if odd := [w for w in names if not any(n.startswith(w) for n in EXPERIMENTS)]: sys.exit(f'No experiment is named {odd[0]}.')
+    known = [n for n in EXPERIMENTS if not names or n.startswith(tuple(names))]
     return [n for n in known if not place(n).exists()]
 
 
@@ -72,13 +73,16 @@ def write(name: str, found: dict):
 def measure(name: str, e: Experiment, o: argparse.Namespace):
     "Run one experiment in this process, and write its record"
     out = o.runs/name
-    run = begin(e.stream(o.data_root), method=e.make_method(), weights=o.weights, out=out, resume=holds_run(out), progress=False,
-                **e.settings())
+    held = holds_run(out)
+    resume = held and e.method != 'folded'  # what was folded into the backbone is in no checkpoint
+    run = begin(e.stream(o.data_root), method=e.make_method(), weights=o.weights, out=out, resume=resume, overwrite=held and not resume,
+                progress=False, **e.settings())
     while run.tasks_done < len(run.stream):
         run.learn_task()
         print(f'{name}: {run.tasks_done} of {len(run.stream)} tasks', flush=True)
     seconds = sum(run.card['seconds_per_task']) + sum(run.card['seconds_testing'])
     write(name, record(name, run, seconds / 60))
+    shutil.rmtree(out)  # or the next measurement would find it finished
     finals = {h: f'{100 * f["metrics"]["final_accuracy"]:.1f}' for h, f in record_of(name)['heads'].items()}
     print(f'{name}: {finals}', flush=True)
 
@@ -89,7 +93,7 @@ def side_by_side(names: list, o: argparse.Namespace) -> int:
     given = [*['--data-root', o.data_root] * bool(o.data_root), *['--weights', o.weights] * bool(o.weights), '--runs', str(o.runs)]
     def start(name): return subprocess.run([sys.executable, '-m', 'benchmarks.study', name, *given], env=env).returncode
     with ThreadPoolExecutor(o.jobs) as pool: codes = list(pool.map(start, names))
-    return max(codes, default=0)
+    return int(any(codes))
 
 
 def main(argv: list|None = None) -> int:

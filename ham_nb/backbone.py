@@ -183,8 +183,9 @@ def extract(
     g = torch.Generator().manual_seed(seed)
     z = torch.zeros(len(images), model.num_features, device=device)
     with autocast(device, precision):
-        for (xb, _), part in zip(batches(images[rank::size], bs, device=device), z[rank::size].split(bs)):
-            if len(part): part.copy_(model(pre.train(xb, augment, g) if augment else pre(xb)))
+        for (xb, _), part in zip(batches(images, bs * size, device=device), z.split(bs * size)):
+            x = pre.train(xb, augment, g)[rank::size] if augment else pre(xb[rank::size])  # the same copies in however many processes
+            if len(x): part[rank::size].copy_(model(x))
     return summed(z)
 
 # %% ../nbs/02_backbone.ipynb #305fda34

@@ -26,7 +26,7 @@ from fastcore.meta import delegates
 from fastcore.script import anno_parser
 from .backbone import NANO, load_backbone, pick_device, pick_precision, world
 from .baselines import make_method
-from .continual import begin, check_out, holds_run, read_card, read_log
+from .continual import begin, check_out, check_plan, holds_run, read_card, read_log
 from .data import ARCHIVES, TaskStream
 from .ham import HAM
 from .heads import make_heads
@@ -186,7 +186,10 @@ def combinations(o: dict) -> list: # (method with its head, seed, folder)
 def begin_runs(o: dict): # Yields a `Run` for each combination, nothing learnt yet
     "From parsed options to runs that are ready to learn"
     wanted, train = combinations(o), train_config(o)
-    for name, _, _ in wanted: make_method(name.split('+')[0], **{k: o[k] for k in _HAM_SETTINGS})
+    for name, _, _ in wanted:
+        method = make_method(name.split('+')[0], **{k: o[k] for k in _HAM_SETTINGS})
+        check_plan(o['tasks'], method, o['test_every'], o['drift_views'])
+        make_heads(name.partition('+')[2] or o['head'], 1)
     held = {out: o['resume'] and holds_run(out) for _, _, out in wanted}  # of several runs, some may not have begun
     for out, h in held.items(): check_out(out, h or o['resume'] and not any(held.values()), o['overwrite'])
     settings = dict(train=train, trackers=o['track'], compiled=o['compile'], **{k: o[k] for k in _RUN_SETTINGS})
@@ -319,7 +322,7 @@ def find_cards(
         if not here: raise ValueError(f'{str(f)!r} holds no run (no results.json, here or below).')
         for d in here:
             found[str(d)] = card = read_card(d)
-            if not card['accuracy_matrix']: raise ValueError(f'The run in {str(d)!r} has finished no task yet.')
+            if not card['accuracy_matrix']: raise ValueError(f'The run in {str(d)!r} was not tested yet.')
     return found
 
 # %% ../nbs/17_cli.ipynb #0574a240

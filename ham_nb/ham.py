@@ -104,8 +104,7 @@ def penalty(self: HAM) -> torch.Tensor|float: # One number; 0 in the first task,
 
 @patch
 def _remember_inputs(self: HAM, layers, features):
-    if features is None: raise ValueError(f'anchor={self.anchor} needs features of the task, got None.')
-    for path, C in input_covariances(layers, features).items(): self.stats[path] = self.stats.get(path, 0) + C
+    for path, C in input_covariances(layers, features).items(): self.stats[path] = self.stats.get(path, 0) + C / C.trace()
 
 # %% ../nbs/09_ham.ipynb #3a8a2cf8
 @patch
@@ -131,6 +130,7 @@ def end_task(self: HAM,
     features: Callable|None = None, # Features of a probe batch with the model as it is; for similarity 'cka' and `anchor`
 ) -> dict: # The merge report
     "Consolidate the adapter that was trained"
+    if self.anchor and features is None: raise ValueError(f'anchor={self.anchor} needs features of the task, got None.')
     learnt = importances(layers)
     groups, new = rebase(layers)
     def probe(adapter):

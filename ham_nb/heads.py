@@ -124,7 +124,7 @@ class DiscriminantHead(Head):
                           count=old.get('count', 0) + z.new_tensor(len(z)))
     def linear(self):
         means, cov = self.stats['means'], self.stats['scatter'] / self.stats['count']
-        cov = cov + self.shrink * cov.diagonal().mean() * torch.eye(self.d, device=cov.device)
+        cov = cov + self.shrink * cov.diagonal().mean().clamp_min(1e-12) * torch.eye(self.d, device=cov.device)
         weight = torch.linalg.solve(cov, means.T).T
         return weight, -(weight * means).sum(1) / 2
     def __call__(self, z): return F.linear(z, *self.linear())

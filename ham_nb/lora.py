@@ -210,20 +210,20 @@ def merged(
 def input_covariances(
     layers: dict, # Module path -> LoRALinear
     features: Callable, # Runs the model on images
-) -> dict: # Module path -> (k, k), sum of outer products of the layer's inputs
+) -> dict: # Module path -> (k, k), sum of outer products of the layer's inputs, over all processes
     "What the adapted layers are given"
-    found = {}
+    found = {path: torch.zeros(l.A.shape[1], l.A.shape[1], device=l.A.device) for path, l in layers.items()}
     def watch(path):
         def add(_, args):
             x = args[0].flatten(0, -2).float()
-            with torch.autocast(x.device.type, enabled=False): found[path] = found.get(path, 0) + x.T @ x
+            with torch.autocast(x.device.type, enabled=False): found[path] += x.T @ x
         return layers[path].register_forward_pre_hook(add)
     handles = [watch(path) for path in layers]
     try:
         with torch.compiler.set_stance('force_eager'): features()  # compiled blocks would not know the hooks
     finally:
         for h in handles: h.remove()
-    return {path: summed(C) for path, C in found.items()}
+    return {path: summed(C).to(layers[path].A.dtype) for path, C in found.items()}
 
 # %% ../nbs/03_lora.ipynb #15171e00
 @patch

@@ -198,12 +198,12 @@ def test_several_methods_each_get_a_folder_and_a_comparison(tmp_path, capsys):
     assert (out/'report.md').exists() and (out/'curves.png').exists()
 
 def test_several_heads_and_tests_now_and_then(tmp_path, capsys):
-    args = ['--head', 'discriminant,linear', '--test-every', '4', '--drift-views', '1', '--out', str(tmp_path)]
+    args = ['--head', 'discriminant,linear', '--test-every', '4', '--drift-views', '2', '--out', str(tmp_path)]
     assert train_command([*TINY, *args]) == 0
     table = capsys.readouterr().out
     assert '| ham | discriminant | 6 |' in table and '| ham | linear | 6 |' in table
     assert table.count(' -  ') == 4 * 2  # tasks that are not tested: after 0, 1, 2 and 4
-    assert len(read(tmp_path)['accuracy_matrix']) == 2
+    assert len(read(tmp_path)['accuracy_matrix']) == 2 and read(tmp_path)['config']['drift_views'] == 2
 
 # -- ham-report
 
@@ -262,6 +262,8 @@ bad = { # name: (arguments, words of the message)
     'head': ('--head prototypes', 'prototypes', 'ridge'),
     'the same head twice': ('--head ridge,ridge', 'once', 'ridge,ridge'),
     'a head beside another kind': ('--head cosine,linear', "'linear'", "'cosine'"),
+    'joint after others': ('--method frozen,joint', "'joint'", '1 task', '6'),
+    'a head of its own': ('--method frozen,ham+nohead', 'nohead', 'ridge'),
     'joint': ('--method joint', "'joint'", '1 task', '6'),
     'test_every': ('--test-every 0', 'test_every', '0'),
     'drift_views': ('--drift-views -1', 'drift_views', '-1'),

@@ -1,4 +1,5 @@
 "The records behind the tutorials: they parse, name their command, agree with their experiment, and the pages show what they say"
+import inspect
 import json
 import re
 
@@ -33,7 +34,9 @@ def test_a_record_is_of_its_experiment(path):
     assert (c['tasks'], c['seed'], c['class_seed'], c['limit_per_class']) == (e.tasks, e.seed, e.seed, 100)
     wanted = json.loads(json.dumps(vars(e.settings()['train'])))
     assert c['train'] == wanted and ','.join([c['head'], *c['beside']]) == e.settings()['head']
-    for k in 'drift_views', 'test_every', 'targets', 'rank': assert c[k] == e.settings().get(k, c[k])
+    defaults = {k: p.default for k, p in inspect.signature(begin).parameters.items()}
+    for k in 'backbone', 'drift_views', 'test_every', 'targets', 'rank', 'precision': assert c[k] == (defaults | e.settings())[k]
+    assert c['preprocess']['size'] == e.settings()['image_size'] and c['dataset'] == 'cifar100'
 
 def test_experiments_can_be_made():
     assert len(EXPERIMENTS) > 50
@@ -53,6 +56,10 @@ def test_an_experiment_leaves_a_record_and_is_not_run_again(tmp_path, monkeypatc
     r = json.loads((tmp_path/'records'/'toy-4.json').read_text())
     assert r['name'] == 'toy-4' and [*r['heads']] == ['discriminant', 'prototype', 'ridge', 'linear'] and len(r['reports']) == 4
     assert study.wanted(['toy']) == []
+    study.place('toy-4').unlink()
+    assert study.main(['--runs', str(tmp_path/'runs'), 'toy']) == 0  # measured again, not read from the finished run
+    again = json.loads((tmp_path/'records'/'toy-4.json').read_text())
+    assert again['heads'] == r['heads'] and not (tmp_path/'runs'/'toy-4').exists()
     with pytest.raises(SystemExit, match='No experiment is named nothing'): study.wanted(['nothing'])
 
 @pytest.mark.parametrize('page', ['comparison', 'ablations'])
