@@ -16,7 +16,8 @@ from ham_nb.continual import Run, begin, holds_run
 
 from .experiments import BACKBONE, EXPERIMENTS, Experiment
 
-RECORDS = Path(__file__).parents[1]/'nbs/results/study'
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT/'nbs/results/study'
 DIGITS = 4  # a test set of 10,000 images in blocks of 1,000 has steps of 1e-3
 REPORTED = ('group', 'opened', 'forced', 'similarities', 'importance', 'group_importances', 'kept_energy', 'discarded_energy', 'rank_after')
 
@@ -52,12 +53,18 @@ def rounded(o):
     return round(o, DIGITS) if isinstance(o, float) else o
 
 
+def commit() -> str|None:
+    "Of the code, which is marked where it was changed since; records may come and go"
+    def git(*args): return subprocess.run(['git', *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = git('status', '--porcelain', 'ham_nb', 'benchmarks')
+    return git('rev-parse', '--short', 'HEAD') + '-dirty' * bool(changed) or None
+
+
 def record(name: str, run: Run, minutes: float) -> dict:
     "What is kept of a run"
     c = run.card
-    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=RECORDS.parent, capture_output=True, text=True).stdout.strip()
     found = {c['config']['head']: c, **c['beside']}
-    return dict(name=name, command=f'python -m benchmarks.study {name} --data-root DIR --weights FILE', commit=commit or None,
+    return dict(name=name, command=f'python -m benchmarks.study {name} --data-root DIR --weights FILE', commit=commit(),
                 minutes=round(minutes, 1), threads=torch.get_num_threads(), versions=c['versions'], config=c['config'],
                 heads={h: {k: rounded(f[k]) for k in ('metrics', 'accuracy_matrix')} for h, f in found.items()},
                 reports=[{k: rounded(r[k]) for k in REPORTED if k in r} for r in c['merge_reports']])

@@ -6,7 +6,7 @@ Docs: https://ham-nb.github.io/ham_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'learning_options', 'train_options', 'parse', 'train_config', 'load_stream', 'combinations',
-           'begin_runs', 'draw_run', 'plan', 'train_command', 'find_cards', 'accuracy_table', 'report',
+           'check_methods', 'begin_runs', 'draw_run', 'plan', 'train_command', 'find_cards', 'accuracy_table', 'report',
            'report_options', 'report_command']
 
 # %% ../nbs/17_cli.ipynb #d27a141e
@@ -26,7 +26,7 @@ from fastcore.meta import delegates
 from fastcore.script import anno_parser
 from .backbone import NANO, load_backbone, pick_device, pick_precision, world
 from .baselines import make_method
-from .continual import begin, check_out, check_plan, holds_run, read_card, read_log
+from .continual import begin, check_out, check_plan, holds_run, read_card, read_log, tested_blocks
 from .data import ARCHIVES, TaskStream
 from .ham import HAM
 from .heads import make_heads
@@ -183,13 +183,17 @@ def combinations(o: dict) -> list: # (method with its head, seed, folder)
     return [(n, s, place(n, s)) for n in names for s in seeds]
 
 # %% ../nbs/17_cli.ipynb #f2285352
-def begin_runs(o: dict): # Yields a `Run` for each combination, nothing learnt yet
-    "From parsed options to runs that are ready to learn"
-    wanted, train = combinations(o), train_config(o)
-    for name, _, _ in wanted:
+def check_methods(o: dict):
+    "Refuse methods and heads that do not exist or do not fit the stream, before anything is loaded"
+    for name, _, _ in combinations(o):
         method = make_method(name.split('+')[0], **{k: o[k] for k in _HAM_SETTINGS})
         check_plan(o['tasks'], method, o['test_every'], o['drift_views'])
         make_heads(name.partition('+')[2] or o['head'], 1)
+
+def begin_runs(o: dict): # Yields a `Run` for each combination, nothing learnt yet
+    "From parsed options to runs that are ready to learn"
+    wanted, train = combinations(o), train_config(o)
+    check_methods(o)
     held = {out: o['resume'] and holds_run(out) for _, _, out in wanted}  # of several runs, some may not have begun
     for out, h in held.items(): check_out(out, h or o['resume'] and not any(held.values()), o['overwrite'])
     settings = dict(train=train, trackers=o['track'], compiled=o['compile'], **{k: o[k] for k in _RUN_SETTINGS})
@@ -234,7 +238,7 @@ def draw_run(
     out: Path, # Folder for accuracy.png and, for HAM, groups.png
 ):
     "Save the figures of one run"
-    plot_accuracy_matrix(card['accuracy_matrix'], card['method'])
+    plot_accuracy_matrix(card['accuracy_matrix'], card['method'], blocks=tested_blocks(card))
     _save(out/'accuracy.png')
     if card['method'] == 'ham':
         plot_timeline(card['merge_reports'])
@@ -257,11 +261,11 @@ def _sizes(o: dict, seed: int) -> list: # (train, test) of each task
 def plan(o: dict) -> str: # Text
     "Steps, parameters and memory of a run, without its weights and without training; a benchmark's data may still be absent"
     wanted, train = combinations(o), train_config(o)
+    check_methods(o)
     device = pick_device(o['device'])
     sizes, precision = _sizes(o, wanted[0][1]), pick_precision(device, o['precision'])
     model, pre = load_backbone(o['backbone'], image_size=o['image_size'], device='cpu', pretrained=False)
     whole, layers = sum(p.numel() for p in model.parameters()), adapt(model, o['targets'], o['rank'], o['scale'], o['blocks'])
-    make_heads(o['head'], model.num_features)
     make_method(wanted[0][0].split('+')[0], **{k: o[k] for k in _HAM_SETTINGS}).begin_task(
         layers, 0, 0, lambda: model(torch.zeros(1, 3, pre.size, pre.size)))
     params = trainable(layers)
@@ -345,7 +349,8 @@ def report(
     "Compare runs: a table and their learning curves"
     cards = find_cards(folders)
     out.mkdir(parents=True, exist_ok=True)
-    plot_curves({name: c['accuracy_matrix'] for name, c in cards.items()})
+    plot_curves({name: c['accuracy_matrix'] for name, c in cards.items()},
+                blocks={name: tested_blocks(c) for name, c in cards.items()})
     _save(out/'curves.png')
     logs = {name: lines for name in cards if (lines := read_log(name))}
     if logs:

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .continual import Run
+from .continual import Run, block_name, tested_blocks
 
 # %% ../nbs/15_plots.ipynb #ce4e4440
 def _axes(ax, w=5., h=3.4):
@@ -47,6 +47,7 @@ def plot_accuracy_matrix(
     R: list, # R[t][i] = accuracy on task i after training task t, a fraction; rows may stop at the diagonal
     title: str = '', # Above the matrix
     ax=None, # Draw here; a new figure by default
+    blocks: list|None = None, # The tasks of each row where several are tested together, from `tested_blocks`
 ):
     "Draw an accuracy matrix, in percent"
     n = len(R)
@@ -59,22 +60,27 @@ def plot_accuracy_matrix(
             ax.text(i, t, f'{100 * M[t, i]:.0f}', ha='center', va='center', fontsize=8, color='white' if M[t, i] < .6 else 'black')
     _task_ticks(ax, n)
     ax.set(xlabel='tested on task', ylabel='after task', title=title)
+    if blocks and len(blocks[0]) > 1:
+        ticks = ax.get_yticks().astype(int)
+        ax.set_xticks(ticks, [block_name(blocks[i]) for i in ticks], rotation=90)
+        ax.set_yticks(ticks, [blocks[i][-1] for i in ticks])
     ax.figure.colorbar(shown, ax=ax, label='accuracy (%)', shrink=.9)
 
 # %% ../nbs/15_plots.ipynb #be23a7e0
 def plot_curves(
     runs: dict, # Label -> accuracy matrix, or a list of matrices of several seeds (drawn as mean and range)
     ax=None, # Draw here; a new figure by default
+    blocks: dict|None = None, # Label -> the tasks of each row, where several are tested together
 ):
     "Draw the average accuracy on the tasks seen so far, after each task"
-    ax = _axes(ax)
-    longest = 0
+    ax, longest = _axes(ax), 0
     for label, seeds in runs.items():
         if np.ndim(seeds[0][0]) == 0: seeds = [seeds]
         curves = np.array([[np.mean(row[:t + 1]) for t, row in enumerate(R)] for R in seeds]) * 100
-        line, = ax.plot(curves.mean(0), marker='o', ms=3, label=label)
-        if len(curves) > 1: ax.fill_between(range(curves.shape[1]), curves.min(0), curves.max(0), alpha=.2, color=line.get_color())
-        longest = max(longest, curves.shape[1])
+        after = [b[-1] for b in blocks[label]] if blocks else range(curves.shape[1])
+        line, = ax.plot(after, curves.mean(0), marker='o', ms=3, label=label)
+        if len(curves) > 1: ax.fill_between(after, curves.min(0), curves.max(0), alpha=.2, color=line.get_color())
+        longest = max(longest, after[-1] + 1)
     _task_ticks(ax, longest, 'x')
     ax.set(xlabel='after task', ylabel='accuracy on tasks so far (%)')
     ax.grid(alpha=.3)
@@ -155,7 +161,7 @@ def plot_accuracy(self: Run,
     ax=None, # Draw here; a new figure by default
 ):
     "Draw the accuracy matrix of this run"
-    plot_accuracy_matrix(self.card['accuracy_matrix'], self.method.name, ax)
+    plot_accuracy_matrix(self.card['accuracy_matrix'], self.method.name, ax, tested_blocks(self.card))
 
 @patch
 def plot_groups(self: Run,

@@ -324,6 +324,12 @@ def test_bad_input(case, tmp_path, capsys, monkeypatch):
     assert_refused(capsys, code, *words)
     assert [p.name for p in tmp_path.iterdir()] == ['data']
 
+@pytest.mark.parametrize('case', ['method', 'one of several methods', 'head', 'a head of its own', 'joint', 'joint after others',
+                                  'test_every', 'drift_views', 'tau above 1', 'rank 0', 'more tasks than classes'])
+def test_a_dry_run_refuses_what_the_run_would(case, tmp_path, capsys):
+    args, *words = bad[case]
+    assert_refused(capsys, train_command([*TINY, *args.split(), '--dry-run', '--out', str(tmp_path)]), *words)
+
 @pytest.mark.parametrize('out', ['file', 'file/below'])
 def test_out_that_cannot_be_a_folder(out, tmp_path, capsys):
     a_file(tmp_path)

@@ -23,6 +23,7 @@ RUN = ('--dataset toy --tasks 3 --natural-order --limit-per-class 10 --epochs 2 
 def adapters(out): # All that is added to each frozen weight; factors of one product may differ
     state = load_file(checkpoints(out)[-1])
     return {k: state[k] @ state[k.replace('groups_B', 'groups_A')] for k in state if k.endswith('groups_B')}
+def statistics(out): return {k: v for k, v in load_file(checkpoints(out)[-1]).items() if k.startswith(('head.', 'method.'))}
 def matrix(out): return json.loads((Path(out)/'results.json').read_text())['accuracy_matrix']
 def relative(a, b): return max(((a[k] - b[k]).norm() / b[k].norm()).item() for k in b)
 
@@ -39,6 +40,9 @@ def test_two_processes_learn_what_one_does(single, tmp_path):
     done = subprocess.run([*launch, *RUN, '--out', 'run'], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert relative(adapters(tmp_path/'run'), adapters(single)) < 1e-4
+    kept = statistics(single)
+    assert {'head.means', 'head.scatter'} < kept.keys() and any(k.startswith('method.') for k in kept)  # of the anchor
+    assert relative(statistics(tmp_path/'run'), kept) < 1e-4
     assert_close(torch.tensor([a for row in matrix(tmp_path/'run') for a in row]), torch.tensor([a for row in matrix(single) for a in row]),
                  atol=.005, rtol=0)
     lines, alone = read_log(tmp_path/'run'), read_log(single)
