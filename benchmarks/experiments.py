@@ -11,7 +11,7 @@ from ham_nb.train import TrainConfig
 BACKBONE = 'vit_tiny_patch16_224.augreg_in21k_ft_in1k'
 ORDERS = 1993, 1994, 1995  # class orders of what is reported
 VALIDATION = 7             # and of what hyper-parameters are chosen with
-HEADS = 'discriminant,prototype,ridge,linear'
+HEADS = 'discriminant,discriminant-plain,prototype,ridge,linear'
 
 
 class Folded(HAM):
@@ -49,7 +49,8 @@ class Experiment:
 
     def settings(self) -> dict:
         "What `begin` is given"
-        return dict(backbone=BACKBONE, image_size=96, head=HEADS, seed=self.seed, drift_views=1, test_every=max(1, self.tasks // 10),
+        head = HEADS + ',discriminant-full' * self.validation
+        return dict(backbone=BACKBONE, image_size=96, head=head, seed=self.seed, drift_views=1, test_every=max(1, self.tasks // 10),
                     train=TrainConfig(**dict(epochs=3) | self.train), device='cpu', precision='bf16') | self.run
 
 
