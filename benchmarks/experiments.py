@@ -76,6 +76,9 @@ def controls(tasks: int, seed: int) -> dict:
     return {f'{name}-{tasks}-{seed}': Experiment(method, options, tasks, seed) for name, (method, options) in parts.items()}
 
 
+SLOW_ROWS = dict(head_lr=1e-3)  # a tenth of the default
+
+
 def search() -> dict:
     "What the defaults were chosen with: other images, another class order"
     def at(tasks, name, **what): return {f'search-{name}-{tasks}': Experiment(tasks=tasks, seed=VALIDATION, validation=True, **what)}
@@ -83,23 +86,27 @@ def search() -> dict:
     for anchor in (50, 0, 200):
         for tasks in (50, 10): found |= at(tasks, f'anchor-{anchor}', options=dict(anchor=float(anchor)))
     for lr in (5e-4, 2e-3): found |= at(50, f'lr-{lr:g}', train=dict(lr=lr))
+    for anchor in (50, 300):
+        for tasks in (50, 10): found |= at(tasks, f'slow-rows-{anchor}', options=dict(anchor=float(anchor)), train=SLOW_ROWS)
     for views in (0, 3): found |= at(50, f'views-{views}', run=dict(drift_views=views))
     return found
 
 
 def ablations() -> dict:
     "One order; each differs from HAM's defaults in what its name says"
-    def one(name, tasks=10, method='ham', run=None, **options):
-        return {f'{name}-{tasks}-{ORDERS[0]}': Experiment(method, options, tasks, run=run or {})}
+    def one(name, tasks=10, method='ham', run=None, train=None, **options):
+        return {f'{name}-{tasks}-{ORDERS[0]}': Experiment(method, options, tasks, run=run or {}, train=train or {})}
     found = one('ham', 20) | one('ham', 100) | one('folded', method='folded')
     for method in ('ham', 'ungrouped'): found |= one(f'{method}-independent', method=method, start='independent')
     found |= one('ham-layer', importance='layer')
     for tau in (.05, .2): found |= one(f'ham-tau-{tau:g}', tau=tau)
     for g_max in (1, 10): found |= one(f'ham-gmax-{g_max}', g_max=g_max)
-    for space in ('entries', 'components', 'singular'):
-        for keep in (.5, .2, .05): found |= one(f'ham-{space}-{keep:g}', prune=space, keep=keep)
+    for space, keeps in dict(entries=(.5, .2, .05), components=(.5, .05), singular=(.5, .05)).items():  # of 8 ranks .2 keeps one too
+        for keep in keeps: found |= one(f'ham-{space}-{keep:g}', prune=space, keep=keep)
     for rank in (0, 8, 4): found |= one(f'ham-rank-{rank}', 50, group_rank=rank)
     found |= one('ham-layers', similarity='layers') | one('ham-b', similarity='B', group_rank=0) | one('ham-cka', similarity='cka', tau=.9)
+    for tasks in (50, 10):
+        found |= one('ham-slow-rows', tasks, train=SLOW_ROWS, anchor=300.) | one('sd-lora-slow-rows', tasks, 'sd-lora', train=SLOW_ROWS)
     wide = dict(targets='attn.qkv,mlp.fc1,mlp.fc2')
     for tasks in (10, 50): found |= one('ham-wide', tasks, run=wide)
     return found
