@@ -86,8 +86,7 @@ def search() -> dict:
     for anchor in (50, 0, 200):
         for tasks in (50, 10): found |= at(tasks, f'anchor-{anchor}', options=dict(anchor=float(anchor)))
     for lr in (5e-4, 2e-3): found |= at(50, f'lr-{lr:g}', train=dict(lr=lr))
-    for anchor in (50, 300):
-        for tasks in (50, 10): found |= at(tasks, f'slow-rows-{anchor}', options=dict(anchor=float(anchor)), train=SLOW_ROWS)
+    for tasks in (50, 10): found |= at(tasks, 'slow-rows', options=dict(anchor=300.), train=SLOW_ROWS)
     for views in (0, 3): found |= at(50, f'views-{views}', run=dict(drift_views=views))
     return found
 
@@ -105,8 +104,7 @@ def ablations() -> dict:
         for keep in keeps: found |= one(f'ham-{space}-{keep:g}', prune=space, keep=keep)
     for rank in (0, 8, 4): found |= one(f'ham-rank-{rank}', 50, group_rank=rank)
     found |= one('ham-layers', similarity='layers') | one('ham-b', similarity='B', group_rank=0) | one('ham-cka', similarity='cka', tau=.9)
-    for tasks in (50, 10):
-        found |= one('ham-slow-rows', tasks, train=SLOW_ROWS, anchor=300.) | one('sd-lora-slow-rows', tasks, 'sd-lora', train=SLOW_ROWS)
+    for tasks in (50, 10): found |= one('ham-slow-rows', tasks, train=SLOW_ROWS, anchor=300.)
     wide = dict(targets='attn.qkv,mlp.fc1,mlp.fc2')
     for tasks in (10, 50): found |= one('ham-wide', tasks, run=wide)
     return found
