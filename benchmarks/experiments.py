@@ -51,7 +51,7 @@ class Experiment:
         "What `begin` is given"
         head = HEADS + ',discriminant-full' * self.validation
         return dict(backbone=BACKBONE, image_size=96, head=head, seed=self.seed, drift_views=1, test_every=max(1, self.tasks // 10),
-                    train=TrainConfig(**dict(epochs=3) | self.train), device='cpu', precision='bf16') | self.run
+                    train=TrainConfig(**dict(epochs=3) | self.train)) | self.run
 
 
 def comparison() -> dict:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ham_nb.backbone import PRECISIONS, pick_device, pick_precision
 from ham_nb.continual import Run, begin, holds_run
 
 from .experiments import BACKBONE, EXPERIMENTS, Experiment
@@ -27,6 +28,8 @@ def options(argv: list|None) -> argparse.Namespace:
     p.add_argument('names', nargs='*', help='experiments, or beginnings of their names; all by default')
     p.add_argument('--data-root', help='folder that holds cifar-100-python')
     p.add_argument('--weights', help=f'safetensors file of {BACKBONE}, instead of a download')
+    p.add_argument('--device', help='cuda, mps or cpu; the first of these that is there by default')
+    p.add_argument('--precision', choices=PRECISIONS, help='of matrix products; bf16 where the device has it by default')
     p.add_argument('--jobs', type=int, default=1, help='experiments side by side, a process with one thread each')
     p.add_argument('--runs', type=Path, default=Path('runs/study'), help='folder for what is not finished yet')
     p.add_argument('--list', action='store_true', help='print the experiments that lack a record, and run none')
@@ -82,8 +85,9 @@ def measure(name: str, e: Experiment, o: argparse.Namespace):
     out = o.runs/name
     held = holds_run(out)
     resume = held and e.method != 'folded'  # what was folded into the backbone is in no checkpoint
+    device = pick_device(o.device)
     run = begin(e.stream(o.data_root), method=e.make_method(), weights=o.weights, out=out, resume=resume, overwrite=held and not resume,
-                progress=False, **e.settings())
+                progress=False, device=str(device), precision=pick_precision(device, o.precision), **e.settings())
     while run.tasks_done < len(run.stream):
         run.learn_task()
         print(f'{name}: {run.tasks_done} of {len(run.stream)} tasks', flush=True)
@@ -97,7 +101,8 @@ def measure(name: str, e: Experiment, o: argparse.Namespace):
 def side_by_side(names: list, o: argparse.Namespace) -> int:
     "Each experiment in a process of its own"
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    given = [*['--data-root', o.data_root] * bool(o.data_root), *['--weights', o.weights] * bool(o.weights), '--runs', str(o.runs)]
+    said = {'--data-root': o.data_root, '--weights': o.weights, '--device': o.device, '--precision': o.precision, '--runs': str(o.runs)}
+    given = [a for option, value in said.items() if value for a in (option, value)]
     def start(name): return subprocess.run([sys.executable, '-m', 'benchmarks.study', name, *given], env=env).returncode
     with ThreadPoolExecutor(o.jobs) as pool: codes = list(pool.map(start, names))
     return int(any(codes))
