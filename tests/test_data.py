@@ -47,8 +47,8 @@ class Handler(BaseHTTPRequestHandler):
         if s.tell_length: self.send_header('Content-Length', str(len(rest)))
         self.end_headers()
         body = rest[:s.cut_after]  # a connection that breaks
+        s.sent.append(len(body))  # before the client can have all of it and look
         self.wfile.write(body)
-        s.sent.append(len(body))
 
 @pytest.fixture
 def server():
