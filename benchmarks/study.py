@@ -63,11 +63,17 @@ def commit() -> str|None:
     return git('rev-parse', '--short', 'HEAD') + '-dirty' * bool(changed) or None
 
 
+def command(name: str, card: dict) -> str:
+    "What makes the record again, in the precision and on the kind of device of the run"
+    device, precision = card['versions']['device'], card['config']['precision']
+    return f'python -m benchmarks.study {name} --data-root DIR --weights FILE --device {device} --precision {precision}'
+
+
 def record(name: str, run: Run, minutes: float) -> dict:
     "What is kept of a run"
     c = run.card
     found = {c['config']['head']: c, **c['beside']}
-    return dict(name=name, command=f'python -m benchmarks.study {name} --data-root DIR --weights FILE', commit=commit(),
+    return dict(name=name, command=command(name, c), commit=commit(),
                 minutes=round(minutes, 1), threads=torch.get_num_threads(), versions=c['versions'], config=c['config'],
                 heads={h: {k: rounded(f[k]) for k in ('metrics', 'accuracy_matrix')} for h, f in found.items()},
                 reports=[{k: rounded(r[k]) for k in REPORTED if k in r} for r in c['merge_reports']])

@@ -100,9 +100,9 @@ def dare(deltas: Tensor, drop: float = .5, seed: int = 0) -> Tensor:
     return (deltas * kept.to(deltas.device)).mean(0) / (1 - drop)
 
 # %% ../nbs/14_baselines.ipynb #63241b44
-def magmax(deltas: Tensor) -> Tensor:
+def magmax(deltas: Tensor, scale: float = 1.) -> Tensor:
     "The entry of the largest magnitude (Marczak et al., 2024)"
-    return deltas.gather(0, deltas.abs().argmax(0, keepdim=True))[0]
+    return scale * deltas.gather(0, deltas.abs().argmax(0, keepdim=True))[0]
 
 # %% ../nbs/14_baselines.ipynb #90200d2b
 RULES = {'average': average, 'task-arithmetic': task_arithmetic, 'ties': ties, 'dare': dare, 'magmax': magmax}
@@ -241,8 +241,10 @@ def end_task(self: InfLoRA, layers: dict, task: int, features: Callable) -> dict
         S, U = torch.linalg.eigh(self._without(C[path], path))
         S, U, whole = S.flip(0).clamp_min(0), U.flip(1), C[path].trace()
         held = whole - S.sum()                                           # by the memory as it is
-        new = int(((held + S.cumsum(0)) < share * whole).sum()) + 1 if held < share * whole else 0
-        self.stats[path] = torch.cat([self.stats.get(path, U[:, :0]), U[:, :new]], 1)
+        free = int((S > len(S) * torch.finfo(S.dtype).eps * whole).sum())  # what is left after these is memory, or rounding
+        new = min(free, int(((held + S.cumsum(0)) < share * whole).sum()) + 1) if held < share * whole else 0
+        M = torch.cat([self.stats.get(path, U[:, :0]), U[:, :new]], 1)
+        self.stats[path] = torch.linalg.qr(M).Q                          # weak directions are not quite orthogonal to the memory
     return SideBySide.end_task(self, layers, task) | dict(directions=[m.shape[1] for m in self.stats.values()])
 
 # %% ../nbs/14_baselines.ipynb #b526d6ca

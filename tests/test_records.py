@@ -20,7 +20,7 @@ KEPT = 'final_accuracy', 'average_incremental_accuracy', 'forgetting'
 @each_record
 def test_a_record_names_its_command_and_holds_its_numbers(path):
     r = json.loads(path.read_text())
-    assert r['name'] == path.stem and r['command'].startswith(f'python -m benchmarks.study {path.stem} ')
+    assert r['name'] == path.stem and r['command'] == study.command(path.stem, r)
     assert r['minutes'] > 0 and {'torch', 'timm', 'ham_nb', 'hardware'} <= r['versions'].keys()
     for head, found in r['heads'].items():
         again = all_metrics(found['accuracy_matrix'])
