@@ -7,7 +7,6 @@ import safetensors.torch
 import torch
 
 from ham_nb.continual import state_tensors
-from ham_nb.ham import HAM
 from ham_nb.heads import make_head
 from ham_nb.lora import trainable
 
@@ -28,7 +27,7 @@ def peak(device: torch.device) -> int:
 
 
 def measure(bench: Bench, tasks: int) -> list:
-    model, layers, ham = bench.ham_layers(1, anchor=HAM.anchor)
+    model, layers, ham = bench.ham_layers(1)
     head, filled, rows = make_head('prototype', model.num_features), None, []  # class means are left out of what is measured
     for task in range(tasks):
         reset_peak(bench.device)

@@ -59,8 +59,8 @@ class Bench:
         return run
 
     def ham_layers(self, task: int, targets: str = 'attn.qkv', **choices) -> tuple[nn.Module, dict, HAM]:
-        "A model at the start of a task (counted from 1); random adapters stand in for those before; without anchor unless asked for"
-        model, ham = self.backbone(), HAM(**dict(anchor=0.) | choices)
+        "A model at the start of a task (counted from 1); random adapters stand in for those before"
+        model, ham = self.backbone(), HAM(**choices)
         layers = adapt(model, targets, self.size.rank)
         for i in range(task - 1):
             ham.begin_task(layers, i, seed=0)

@@ -9,7 +9,6 @@ import torch
 
 from ham_nb.backbone import Preprocess, autocast, first_block
 from ham_nb.data import Images
-from ham_nb.ham import HAM
 from ham_nb.heads import make_head
 from ham_nb.lora import adapt, set_groups, trainable
 from ham_nb.lowrank import LowRank
@@ -55,8 +54,7 @@ def parts(bench: Bench, rounds: int) -> list:
         model, layers, _ = bench.ham_layers(1)
         set_groups(layers, [])
         return bench.step(model, lambda: model(bench.x), trainable(layers))
-    subjects = {'floor': bench.floor(), 'one adapter, no room for groups': without_groups(), 'one adapter and five groups': bench.ham(10),
-                'the same and the anchor': bench.ham(10, anchor=HAM.anchor)}
+    subjects = {'floor': bench.floor(), 'one adapter, no room for groups': without_groups(), 'one adapter and five groups': bench.ham(10)}
     seconds = alternate(subjects, rounds, bench.device)
     return [dict(subject=name, **summary(s), to_floor=ratio(s, seconds['floor'])) for name, s in seconds.items()]
 

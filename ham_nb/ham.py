@@ -35,7 +35,7 @@ class HAM:
     merge: str = 'sum' # A group is the 'sum' of its members or their 'mean'
     group_rank: int|None = None # Largest rank of a group; None is twice the largest rank of an adapter in any layer, 0 concatenates exactly
     energy: float|None = None # And: the share of the energy that a group keeps
-    anchor: float = 50. # Weight of the penalty on what training changes for the inputs of earlier tasks; 0 is HAM as published
+    anchor: float = 0. # Weight of a penalty on what training changes for the inputs of earlier tasks, which is not in the paper
     reports: list = field(default_factory=list, repr=False) # One merge report per task
     stats: dict = field(default_factory=dict, repr=False) # Module path -> (k, k), second moments of inputs of all tasks, for `anchor`
 

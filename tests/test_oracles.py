@@ -246,7 +246,7 @@ def test_a_new_task_starts_where_the_last_one_ended(vit, pretend_training):
 @pytest.fixture
 def learnt(vit, pretend_training):
     "A model with three groups and an adapter in training"
-    layers, ham = adapt(vit, 'attn.q,attn.v,mlp.fc2', rank=3, scale=2.), HAM(tau=1., g_max=3, anchor=0.)
+    layers, ham = adapt(vit, 'attn.q,attn.v,mlp.fc2', rank=3, scale=2.), HAM(tau=1., g_max=3)
     for task in range(3):
         ham.begin_task(layers, task, seed=0)
         pretend_training(layers)

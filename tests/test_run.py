@@ -220,8 +220,7 @@ def test_the_demo_is_what_the_readme_says():
 
 @pytest.mark.parametrize('seed', range(5))
 def test_grouping_with_a_shared_start_finds_the_planted_pairs(seed):
-    "HAM as published: the anchor holds still what the first task of a pair has learnt, so the second may learn something else"
-    run = learn(TaskStream(*toy(seed=seed), tasks=6), method=HAM(start='shared', tau=.25, anchor=0.), train=TrainConfig(epochs=3, lr=3e-3),
+    run = learn(TaskStream(*toy(seed=seed), tasks=6), method=HAM(start='shared', tau=.25), train=TrainConfig(epochs=3, lr=3e-3),
                 device='cpu', seed=seed)
     assert run.method.members == [[0, 3], [1, 4], [2, 5]]
 
@@ -263,7 +262,7 @@ def test_blocks_and_views(tmp_path):
 def test_compiled_blocks_are_compiled_once():
     "Buffers, scalars and the adapter keep their shapes from the first task on, so no task compiles anything anew"
     from torch._dynamo.utils import counters
-    run = begin(TaskStream.named('toy', tasks=6), method=HAM(tau=1., g_max=3, anchor=0.), rank=2, precision='fp32', **QUICK)
+    run = begin(TaskStream.named('toy', tasks=6), method=HAM(tau=1., g_max=3), rank=2, precision='fp32', **QUICK)
     for block in run.model.blocks: block.compile(backend='aot_eager')  # the tracing, without the generation of code
     counters.clear()
     graphs = []
