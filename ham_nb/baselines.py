@@ -252,10 +252,12 @@ METHODS |= {rule: partial(MergedAfter, rule) for rule in RULES}
 
 def make_method(
     name: str, # One of `METHODS`
+    tasks: int|None = None, # Of the stream, for InfLoRA, which plans for them
     **settings, # For HAM, and for its variants where they leave the choice; other methods use none of them
 ):
     "A method by name"
     if name not in METHODS: raise ValueError(f'Unknown method {name!r}, known are {", ".join(METHODS)}.')
     kind = METHODS[name]
+    if kind is InfLoRA and tasks: return kind(tasks=tasks)
     ours = isinstance(kind, type) and issubclass(kind, HAM)
     return kind(**{k: v for k, v in settings.items() if ours and k not in kind.fixed})

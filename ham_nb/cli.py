@@ -183,11 +183,12 @@ def combinations(o: dict) -> list: # (method with its head, seed, folder)
     return [(n, s, place(n, s)) for n in names for s in seeds]
 
 # %% ../nbs/17_cli.ipynb #f2285352
+def _method(o: dict, name: str): return make_method(name.split('+')[0], o['tasks'], **{k: o[k] for k in _HAM_SETTINGS})
+
 def check_methods(o: dict):
     "Refuse methods and heads that do not exist or do not fit the stream, before anything is loaded"
     for name, _, _ in combinations(o):
-        method = make_method(name.split('+')[0], **{k: o[k] for k in _HAM_SETTINGS})
-        check_plan(o['tasks'], method, o['test_every'], o['drift_views'])
+        check_plan(o['tasks'], _method(o, name), o['test_every'], o['drift_views'])
         make_heads(name.partition('+')[2] or o['head'], 1)
 
 def begin_runs(o: dict): # Yields a `Run` for each combination, nothing learnt yet
@@ -198,9 +199,8 @@ def begin_runs(o: dict): # Yields a `Run` for each combination, nothing learnt y
     for out, h in held.items(): check_out(out, h or o['resume'] and not any(held.values()), o['overwrite'])
     settings = dict(train=train, trackers=o['track'], compiled=o['compile'], **{k: o[k] for k in _RUN_SETTINGS})
     for name, seed, out in wanted:
-        method = make_method(name.split('+')[0], **{k: o[k] for k in _HAM_SETTINGS})
         stream, head = load_stream(o, seed), name.partition('+')[2] or o['head']
-        yield begin(stream, method=method, head=head, seed=seed, out=out, resume=held[out], **settings)
+        yield begin(stream, method=_method(o, name), head=head, seed=seed, out=out, resume=held[out], **settings)
 
 # %% ../nbs/17_cli.ipynb #1ec1fd74
 def _print_settings(run):
@@ -266,8 +266,7 @@ def plan(o: dict) -> str: # Text
     sizes, precision = _sizes(o, wanted[0][1]), pick_precision(device, o['precision'])
     model, pre = load_backbone(o['backbone'], image_size=o['image_size'], device='cpu', pretrained=False)
     whole, layers = sum(p.numel() for p in model.parameters()), adapt(model, o['targets'], o['rank'], o['scale'], o['blocks'])
-    make_method(wanted[0][0].split('+')[0], **{k: o[k] for k in _HAM_SETTINGS}).begin_task(
-        layers, 0, 0, lambda: model(torch.zeros(1, 3, pre.size, pre.size)))
+    _method(o, wanted[0][0]).begin_task(layers, 0, 0, lambda: model(torch.zeros(1, 3, pre.size, pre.size)))
     params = trainable(layers)
     steps = [train.epochs * math.ceil(n / train.bs) for n, _ in sizes]
     at_once = math.ceil(train.bs / (train.accumulate * world()[1]))
