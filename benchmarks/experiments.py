@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ham_nb.baselines import METHODS
+from ham_nb.baselines import make_method
 from ham_nb.data import TaskStream, cifar100
 from ham_nb.ham import HAM
 from ham_nb.train import TrainConfig
@@ -13,7 +13,6 @@ ORDERS = 1993, 1994, 1995  # class orders of what is reported
 VALIDATION = 7             # and of what hyper-parameters are chosen with
 HEADS = 'discriminant,discriminant-plain,prototype,ridge,linear'
 ANCHORED = dict(anchor=50.)  # what HAM is held by in controls and ablations, whose reference is *ham-anchor*
-SLOW_ROWS = dict(head_lr=1e-3)  # a tenth of the default
 
 
 class Folded(HAM):
@@ -40,7 +39,7 @@ class Experiment:
     run: dict = field(default_factory=dict) # Of `begin`
     validation: bool = False # Test on training images that no run learns from
 
-    def make_method(self): return (Folded if self.method == 'folded' else METHODS[self.method])(**self.options)
+    def make_method(self): return Folded(**self.options) if self.method == 'folded' else make_method(self.method, self.tasks, **self.options)
 
     def stream(self, root) -> TaskStream:
         "100 training images a class; the test set, or 20 further training images a class"
@@ -65,8 +64,7 @@ def comparison() -> dict:
         found[f'joint-1-{seed}'] = Experiment('joint', tasks=1, seed=seed)
         for method in ['ham', *plain]:
             for tasks in (10, 50):
-                options = dict(tasks=tasks) if method == 'inflora' else {}
-                found[f'{method}-{tasks}-{seed}'] = Experiment(method, options, tasks, seed)
+                found[f'{method}-{tasks}-{seed}'] = Experiment(method, tasks=tasks, seed=seed)
         for tasks in (10, 50): found |= controls(tasks, seed)
     return found
 
@@ -102,7 +100,7 @@ def ablations() -> dict:
         for keep in keeps: found |= one(f'ham-{space}-{keep:g}', prune=space, keep=keep)
     for rank in (0, 8, 4): found |= one(f'ham-rank-{rank}', 50, group_rank=rank)
     found |= one('ham-layers', similarity='layers') | one('ham-b', similarity='B', group_rank=0) | one('ham-cka', similarity='cka', tau=.9)
-    for tasks in (50, 10): found |= one('ham-slow-rows', tasks, train=SLOW_ROWS, anchor=300.)
+    for tasks in (50, 10): found |= one('ham-slow-rows', tasks, train=dict(head_lr=1e-3), anchor=300.)  # a tenth of the default
     wide = dict(targets='attn.qkv,mlp.fc1,mlp.fc2')
     for tasks in (10, 50): found |= one('ham-wide', tasks, run=wide)
     return found

@@ -163,6 +163,7 @@ class KMerge(HAM):
     "A bounded number of clusters, each the mean of its members"
     importance: str = 'fixed'
     merge: str = 'mean'
+    anchor: float = 0.
     name, fixed = 'k-merge', ('importance', 'merge', 'anchor')
 
 # %% ../nbs/14_baselines.ipynb #220bc8ac

@@ -18,7 +18,8 @@ from ham_nb.ham import HAM
 from ham_nb.train import TrainConfig
 
 # Batches of 13: where all classes are equally often in a batch, the first gradient of a row's bias is rounding alone, which Adam scales up
-RUN = ('--dataset toy --tasks 3 --natural-order --limit-per-class 10 --epochs 2 --bs 13 --device cpu --precision fp32 --lr 1e-4 --anchor 50').split()
+RUN = ('--dataset toy --tasks 3 --natural-order --limit-per-class 10 --epochs 2 --bs 13 --device cpu --precision fp32 '
+       '--lr 1e-4 --anchor 50').split()
 
 def adapters(out): # All that is added to each frozen weight; factors of one product may differ
     state = load_file(checkpoints(out)[-1])
