@@ -39,7 +39,9 @@ class Experiment:
     run: dict = field(default_factory=dict) # Of `begin`
     validation: bool = False # Test on training images that no run learns from
 
-    def make_method(self): return Folded(**self.options) if self.method == 'folded' else make_method(self.method, self.tasks, **self.options)
+    def make_method(self):
+        if self.method == 'folded': return Folded(**self.options)
+        return make_method(self.method, self.tasks, **self.options)
 
     def stream(self, root) -> TaskStream:
         "100 training images a class; the test set, or 20 further training images a class"
