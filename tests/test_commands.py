@@ -88,6 +88,10 @@ def test_options_override_a_preset():
 
 # -- a run
 
+def test_a_method_that_plans_for_the_stream_is_told_its_length():
+    options = cli.parse(cli.train_options, 'ham-train', ['--dataset', 'toy', '--tasks', '3', '--method', 'inflora', '--out', 'run'])
+    assert cli._method(options, 'inflora').tasks == 3
+
 def test_train_writes_a_result_card(trained):
     out, _ = trained
     c = read(out)
