@@ -39,6 +39,7 @@ def summed(t: Tensor) -> Tensor:
     "The sum of a tensor over all processes of the run"
     return reduce(t, 'sum') if _launched() else t
 
+# %% ../nbs/02_backbone.ipynb #91875327
 def pick_device(
     name: str|None = None, # `cuda`, `mps`, `cpu`; None picks the first of these that is there
 ) -> torch.device:
@@ -49,6 +50,7 @@ def pick_device(
     if not there.get(kind, False): raise ValueError(f'Device {name!r} is not available here, only {[d for d, ok in there.items() if ok]}.')
     return _processes().device if _launched() and kind == 'cuda' else torch.device(name)
 
+# %% ../nbs/02_backbone.ipynb #cd22f785
 def has_bf16(device: torch.device) -> bool:
     "Does this device multiply bfloat16 natively?"
     if device.type == 'cuda': return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -144,6 +146,7 @@ class Preprocess:
         "Prepare a batch for training"
         return normalize(augment(x, self.size, g), self.mean, self.std)
 
+# %% ../nbs/02_backbone.ipynb #e809bfc3
 def load_backbone(
     name: str = NANO, # The bundled nano ViT or any timm ViT, by its full tag
     weights: str|Path|None = None, # A safetensors file; None takes the bundled or the hub's weights
@@ -189,8 +192,6 @@ def extract(
     return summed(z)
 
 # %% ../nbs/02_backbone.ipynb #305fda34
-_THIRDS = {'attn.q': 0, 'attn.k': 1, 'attn.v': 2}
-
 def _block_numbers(blocks: range|list|str) -> list:
     "'4..11', '4' or numbers as a list"
     if not isinstance(blocks, str): found = list(blocks)
@@ -201,6 +202,9 @@ def _block_numbers(blocks: range|list|str) -> list:
         found = list(range(int(first), int(last or first) + 1))
     if not found: raise ValueError(f'blocks must name at least one block, got {blocks!r}.')
     return found
+
+# %% ../nbs/02_backbone.ipynb #c08d900d
+_THIRDS = {'attn.q': 0, 'attn.k': 1, 'attn.v': 2}
 
 def find_targets(
     model: VisionTransformer,

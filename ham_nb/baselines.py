@@ -146,6 +146,7 @@ class Ungrouped(HAM):
     name, fixed = 'ungrouped', ('tau', 'g_max', 'similarity', 'merge', 'group_rank', 'energy')
     def associate(self, similarities, task): return Assignment(len(similarities), True, False, similarities, None)
 
+# %% ../nbs/14_baselines.ipynb #d03d5d18
 @dataclass
 class RandomGroups(HAM):
     "As many groups as HAM opens, joined at random"
@@ -158,6 +159,7 @@ class RandomGroups(HAM):
         g = torch.Generator().manual_seed(1000 * self.seed + task)
         return Assignment(int(torch.randint(len(similarities), (), generator=g)), False, where.forced, similarities, None)
 
+# %% ../nbs/14_baselines.ipynb #345a00c0
 @dataclass
 class KMerge(HAM):
     "A bounded number of clusters, each the mean of its members"

@@ -210,6 +210,7 @@ def _print_settings(run):
     print('  '.join(f'{k}={v}' for k, v in shown.items()))
     print(f'class order {run.card["class_order"]}\n{run.card["versions"]}\nwriting to {run.out}\n')
 
+# %% ../nbs/17_cli.ipynb #5cdd4c8b
 def _learn(run):
     "Learn all tasks, a line for each, then the figures"
     print(f'{"task":>4}  {"this task":>9}  {"all so far":>10}  {"group":>12}  {"seconds":>7}')
@@ -258,6 +259,7 @@ def _sizes(o: dict, seed: int) -> list: # (train, test) of each task
     train = min(known.train / known.classes, o['limit_per_class'] or math.inf)
     return [(round(c * train), round(c * known.test / known.classes)) for c in each]
 
+# %% ../nbs/17_cli.ipynb #892ff8e4
 def plan(o: dict) -> str: # Text
     "Steps, parameters and memory of a run, without its weights and without training; a benchmark's data may still be absent"
     wanted, train = combinations(o), train_config(o)
@@ -291,6 +293,7 @@ def train_command(argv: list|None = None) -> int: # Exit code
             print(e, file=sys.stderr)
             return 130
 
+# %% ../nbs/17_cli.ipynb #815daf31
 def _train(o: dict) -> int:
     if o['dry_run']:
         print(plan(o))

@@ -59,6 +59,7 @@ def block_name(
     "'3', or '0 to 4'"
     return str(block[0]) if len(block) == 1 else f'{block[0]} to {block[-1]}'
 
+# %% ../nbs/13_continual.ipynb #994c954d
 def accuracies(
     model, # Backbone with adapters
     pre, # Its `Preprocess`

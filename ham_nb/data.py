@@ -412,6 +412,7 @@ def _toy_pattern(kind: int, side: int, n: int, size: int, g: torch.Generator) ->
         return 2 * torch.exp(-((xx - cx)**2 + (yy - cy)**2) / .08) - 1
     return torch.sin((6 if side else 18) * (xx + yy) / 1.4 + phase)                          # diagonal grain: coarse or fine
 
+# %% ../nbs/01_data.ipynb #9bf98b18
 def toy(
     pairs: int = 3, # Kinds of task, 1 to 3; each appears twice
     per_class: int = 48, # Training images per class; half as many for testing

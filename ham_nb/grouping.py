@@ -21,6 +21,7 @@ class Assignment:
     similarities: list # To each group that existed
     runner_up: int|None # The second most similar group
 
+# %% ../nbs/05_grouping.ipynb #b6117a3a
 def check_grouping(tau: float, g_max: int):
     "Refuse a threshold or a number of groups that makes no sense"
     if not -1 <= tau <= 1: raise ValueError(f'tau must lie in [-1, 1], got {tau}.')

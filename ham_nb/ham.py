@@ -123,6 +123,7 @@ def _merge(self: HAM, layers, groups, where, new) -> tuple: # The group and the 
         group, new = ({path: fold(p, w) for path, p in a.items()} for a, w in ((group, n / (n + 1)), (new, 1 / (n + 1))))
     return merge_into_group(group, new, self.budget(layers), self.energy)
 
+# %% ../nbs/09_ham.ipynb #35b5550c
 @patch
 def end_task(self: HAM,
     layers: dict, # Module path -> LoRALinear

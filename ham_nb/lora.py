@@ -116,6 +116,7 @@ def total(self: LoRALinear) -> LowRank:
     "All that is added to the frozen weight, importance folded in"
     return LowRank(torch.cat([self.groups_A, self.A]), torch.cat([self.groups_B, self.full_B()], 1) * self.per_row())
 
+# %% ../nbs/03_lora.ipynb #6c2aa91b
 @patch
 @torch.no_grad()
 def pack(self: LoRALinear,
@@ -172,6 +173,7 @@ def start_adapters(
     g = torch.Generator().manual_seed(seed if task is None else seed + 1000 * (task + 1))  # on the CPU: the same on every device
     for l in layers.values(): l.start(nn.init.kaiming_uniform_(torch.empty(l.A.shape), a=math.sqrt(5), generator=g))
 
+# %% ../nbs/03_lora.ipynb #ddb88a7c
 IMPORTANCES = ('adapter', 'layer', 'fixed')
 
 def set_groups(

@@ -100,6 +100,7 @@ def truncate(
     root = S[..., :s].sqrt()
     return LowRank((V[..., :s] * root[..., None, :]).mT, U[..., :s] * root[..., None, :]), S
 
+# %% ../nbs/00_lowrank.ipynb #b47105c8
 def compress(
     p: LowRank,
     rank: int|None = None, # As for `truncate`

@@ -60,6 +60,7 @@ def fold_into(
     linear.weight += delta.to(linear.weight)
     return linear
 
+# %% ../nbs/08_merging.ipynb #f6b3ee24
 def merged_model(
     model: nn.Module, # With `LoRALinear` layers, left as it is
     weight: torch.Tensor|None = None, # (classes, features) of a linear classifier to carry along

@@ -41,6 +41,7 @@ class Pruned:
 
 def _energy(p: LowRank) -> float: return float(norm(p)) ** 2
 
+# %% ../nbs/06_pruning.ipynb #4379cee2
 def prune_lowrank(
     p: LowRank,
     keep: float, # Fraction that stays, in (0, 1]

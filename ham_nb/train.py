@@ -55,6 +55,7 @@ class TrainConfig:
         if not 0 <= self.degrees <= 180: raise ValueError(f'degrees must lie in [0, 180], got {self.degrees}.')
         if not 0 < self.zoom[0] <= self.zoom[1]: raise ValueError(f'zoom must rise from above 0, got {self.zoom}.')
 
+# %% ../nbs/12_train.ipynb #fffd0af0
 def step_size(
     step: int, # From 0
     steps: int, # In all
@@ -140,6 +141,7 @@ def prepare(self: Loop, xb) -> torch.Tensor:
     "What the model sees of a batch: an augmented copy, or the kept outputs of the frozen blocks"
     return xb if self.views else self.pre.train(xb, self.augment, self.g)
 
+# %% ../nbs/12_train.ipynb #91e85baf
 @patch
 def _share(self: Loop, loss, hits): # Both summed
     "Sum gradients, loss and hits over the processes, in one message"
@@ -209,6 +211,7 @@ def state(self: Loop) -> tuple[dict, dict]: # Tensors and numbers
     return ({k: v.cpu().contiguous().clone() for k, v in tensors.items()},
             dict(epoch=self.epoch, step=self.step, lr=rates, schedule=schedule, scaler=self.scaler.state_dict(), random=numbers))
 
+# %% ../nbs/12_train.ipynb #f1d2c02c
 @patch
 def load(self: Loop, tensors: dict, numbers: dict):
     "Continue from a `state`"
@@ -270,6 +273,7 @@ def _run_epoch(self: Loop, watch, task, bar):
     self.epoch, self.step = self.epoch + 1, 0
     if watch.save and watch.save_every and self.epoch % watch.save_every == 0: watch.save(*self.state())
 
+# %% ../nbs/12_train.ipynb #451edfbf
 @patch
 @torch.no_grad()
 def _check_last(self: Loop, xb, yb):
