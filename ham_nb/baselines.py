@@ -127,16 +127,20 @@ class MergedAfter(Method):
 
     @torch.no_grad()
     def end_task(self, layers, task, features=None):
-        merge = {}
-        for path, l in layers.items():
-            new = dict(A=l.A[None], B=l.adapter().B[None])
-            for k, v in new.items(): self.stats[f'{path}.{k}'] = torch.cat([self.stats.get(f'{path}.{k}', v[:0]), v])
-            if self.rule == 'magmax': self.stats |= {f'{path}.last.{k}': getattr(l, k).detach().clone() for k in ('A', 'B')}
-            delta = RULES[self.rule](self.stats[f'{path}.B'] @ self.stats[f'{path}.A'], **self.options)
-            merge[path] = LowRank(torch.eye(delta.shape[1], device=delta.device), delta)
+        merge = {path: self._merge(path, l) for path, l in layers.items()}
         set_groups(layers, [merge], self.importance)
         for l in layers.values(): l.start(l.A)
         return dict(task=task)
+
+# %% ../nbs/14_baselines.ipynb #5b90e1d3
+@patch
+def _merge(self: MergedAfter, path, l) -> LowRank:
+    "Keep the adapter of a layer, and merge all that are kept"
+    new = dict(A=l.A[None], B=l.adapter().B[None])
+    for k, v in new.items(): self.stats[f'{path}.{k}'] = torch.cat([self.stats.get(f'{path}.{k}', v[:0]), v])
+    if self.rule == 'magmax': self.stats |= {f'{path}.last.{k}': getattr(l, k).detach().clone() for k in ('A', 'B')}
+    delta = RULES[self.rule](self.stats[f'{path}.B'] @ self.stats[f'{path}.A'], **self.options)
+    return LowRank(torch.eye(delta.shape[1], device=delta.device), delta)
 
 # %% ../nbs/14_baselines.ipynb #0b1016df
 @dataclass
