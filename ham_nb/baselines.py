@@ -169,8 +169,10 @@ class KMerge(HAM):
     "A bounded number of clusters, each the mean of its members"
     importance: str = 'fixed'
     merge: str = 'mean'
+    boost: float = 1.
+    fade: float = 0.
     anchor: float = 0.
-    name, fixed = 'k-merge', ('importance', 'merge', 'anchor')
+    name, fixed = 'k-merge', ('importance', 'merge', 'boost', 'fade', 'anchor')
 
 # %% ../nbs/14_baselines.ipynb #220bc8ac
 class SideBySide(Method):

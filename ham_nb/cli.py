@@ -102,6 +102,8 @@ def learning_options(
     merge: str = 'sum', # HAM: a group is the sum of its members or their mean
     group_rank: int = None, # HAM: largest rank of a group; twice an adapter's largest in any layer by default, 0 concatenates exactly
     energy: float = None, # HAM: share of the energy that a group keeps
+    boost: float = HAM.boost, # HAM: importance that the first adapter starts with; that of task t starts at boost / (1 + t / fade)
+    fade: float = HAM.fade, # HAM: tasks after which half of it is left; 0 keeps it
     anchor: float = HAM.anchor, # HAM: weight of the penalty on what training changes for the inputs of earlier tasks
     head: str = 'discriminant', # linear, cosine, prototype, prototype-fixed (no drift), discriminant, ridge; after a comma, more to test
     drift_views: int = 1, # Augmented copies of each image, beside itself, that show heads how features drift
@@ -156,7 +158,8 @@ def parse(options, prog: str, argv: list|None) -> dict: # Name -> value
     return {k: v for k, v in vars(parser.parse_args(argv)).items() if k in known}
 
 # %% ../nbs/17_cli.ipynb #71b4b1dc
-_HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'merge', 'group_rank', 'energy', 'anchor')
+_HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'merge', 'group_rank', 'energy', 'boost', 'fade',
+                 'anchor')
 _RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'blocks', 'rank', 'scale', 'device', 'precision', 'overwrite',
                  'save_every', 'test_every', 'drift_views')
 _TRAIN_SETTINGS = ('epochs', 'bs', 'accumulate', 'lr', 'head_lr', 'weight_decay', 'label_smoothing', 'degrees', 'views')

@@ -35,6 +35,8 @@ class HAM:
     merge: str = 'sum' # A group is the 'sum' of its members or their 'mean'
     group_rank: int|None = None # Largest rank of a group; None is twice the largest rank of an adapter in any layer, 0 concatenates exactly
     energy: float|None = None # And: the share of the energy that a group keeps
+    boost: float = 1. # Importance that the first adapter starts with; that of task t starts at boost / (1 + t / fade)
+    fade: float = 0. # Tasks after which half of it is left; 0 keeps it
     anchor: float = 0. # Weight of a penalty on what training changes for the inputs of earlier tasks, which is not in the paper
     reports: list = field(default_factory=list, repr=False) # One merge report per task
     stats: dict = field(default_factory=dict, repr=False) # Module path -> (k, k), second moments of inputs of all tasks, for `anchor`
@@ -47,7 +49,9 @@ class HAM:
                                    ('importance', self.importance, IMPORTANCES), ('prune', self.prune, SPACES),
                                    ('merge', self.merge, MERGES)):
             if value not in known: raise ValueError(f'Unknown {what} {value!r}, known are {", ".join(known)}.')
-        if not self.anchor >= 0: raise ValueError(f'anchor must be at least 0, got {self.anchor}.')
+        for what, value in (('anchor', self.anchor), ('fade', self.fade)):
+            if not value >= 0: raise ValueError(f'{what} must be at least 0, got {value}.')
+        if not self.boost > 0: raise ValueError(f'boost must be above 0, got {self.boost}.')
         if self.similarity == 'B' and (self.group_rank != 0 or self.energy or self.prune != 'entries'): raise ValueError(
             "similarity 'B' compares columns of B, which a rank budget and pruning by ranks mix: it needs group_rank=0, "
             f"no energy and prune='entries', got {self.group_rank}, {self.energy} and {self.prune!r}.")
@@ -85,6 +89,8 @@ def begin_task(self: HAM,
     "Start a new adapter beside the groups"
     if task == 0: self.reports, self.stats = [], {}; self._set_groups(layers, [])
     start_adapters(layers, seed, None if self.start == 'shared' else task)
+    with torch.no_grad():
+        for l in layers.values(): l.importance[-1] = self.start_importance(task)
     self._watch_old_inputs(layers)
 
 # %% ../nbs/09_ham.ipynb #af3964e2
@@ -105,6 +111,14 @@ def penalty(self: HAM) -> torch.Tensor|float: # One number; 0 in the first task,
 @patch
 def _remember_inputs(self: HAM, layers, features):
     for path, C in input_covariances(layers, features).items(): self.stats[path] = self.stats.get(path, 0) + C / C.trace()
+
+# %% ../nbs/09_ham.ipynb #b0057a11
+@patch
+def start_importance(self: HAM,
+    task: int, # From 0
+) -> float:
+    "What the importance of a new adapter starts at"
+    return self.boost / (1 + task / self.fade) if self.fade else self.boost
 
 # %% ../nbs/09_ham.ipynb #3a8a2cf8
 @patch
