@@ -24,7 +24,7 @@ def stream(): return TaskStream.named('toy', tasks=4, seed=0, limit_per_class=8)
 runs = { # method, head, and settings of the run
     'ham': (HAM, dict(), 'discriminant', dict()),
     'ham, other choices': (HAM, dict(importance='layer', start='independent', keep=.5, group_rank=6, g_max=2), 'linear', dict(rank=4)),
-    'ham, anchored': (HAM, dict(anchor=300., g_max=2), 'discriminant', dict()),
+    'ham, anchored and boosted': (HAM, dict(anchor=300., g_max=2, boost=2., fade=2.), 'discriminant', dict()),
     'ham, other layers': (HAM, dict(similarity='cka', tau=.9), 'cosine', dict(targets='attn.q,attn.v,mlp.fc1')),
     'sequential': (Sequential, dict(), 'ridge', dict(scale=2.)),
     'frozen': (Frozen, dict(), 'ridge', dict()),
