@@ -85,8 +85,8 @@ def search() -> dict:
     "What the defaults were chosen with: other images, another class order"
     def at(tasks, name, **what): return {f'search-{name}-{tasks}': Experiment(tasks=tasks, seed=VALIDATION, validation=True, **what)}
     found = {}
-    for anchor in (50, 0, 200):
-        for tasks in (50, 10) if anchor < 200 else (50,): found |= at(tasks, f'anchor-{anchor}', options=dict(anchor=float(anchor)))
+    for anchor, lengths in {50: (50, 10), 0: (50, 10), 200: (50,)}.items():
+        for tasks in lengths: found |= at(tasks, f'anchor-{anchor}', options=dict(anchor=float(anchor)))
     for boost, fade in ((2, 10), (3, 8), (4, 4)):
         for tasks in (50, 10): found |= at(tasks, f'boost-{boost}-{fade}', options=dict(boost=float(boost), fade=float(fade)))
     return found

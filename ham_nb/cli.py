@@ -97,7 +97,7 @@ def learning_options(
     keep: float = 1., # HAM: fraction of an adapter that pruning keeps
     similarity: str = 'delta', # HAM: delta, layers, cka or B (which needs --group-rank 0)
     start: str = 'shared', # HAM: A of every task, shared or independent
-    importance: str = 'adapter', # HAM: one scalar per adapter or per layer, or fixed at 1
+    importance: str = 'adapter', # HAM: one scalar per adapter or per layer, or fixed where it starts
     prune: str = 'entries', # HAM: entries, components or singular
     merge: str = 'sum', # HAM: a group is the sum of its members or their mean
     group_rank: int = None, # HAM: largest rank of a group; twice an adapter's largest in any layer by default, 0 concatenates exactly
@@ -158,8 +158,6 @@ def parse(options, prog: str, argv: list|None) -> dict: # Name -> value
     return {k: v for k, v in vars(parser.parse_args(argv)).items() if k in known}
 
 # %% ../nbs/17_cli.ipynb #71b4b1dc
-_HAM_SETTINGS = ('tau', 'g_max', 'keep', 'similarity', 'start', 'importance', 'prune', 'merge', 'group_rank', 'energy', 'boost', 'fade',
-                 'anchor')
 _RUN_SETTINGS = ('backbone', 'weights', 'image_size', 'targets', 'blocks', 'rank', 'scale', 'device', 'precision', 'overwrite',
                  'save_every', 'test_every', 'drift_views')
 _TRAIN_SETTINGS = ('epochs', 'bs', 'accumulate', 'lr', 'head_lr', 'weight_decay', 'label_smoothing', 'degrees', 'views')
@@ -186,7 +184,7 @@ def combinations(o: dict) -> list: # (method with its head, seed, folder)
     return [(n, s, place(n, s)) for n in names for s in seeds]
 
 # %% ../nbs/17_cli.ipynb #f2285352
-def _method(o: dict, name: str): return make_method(name.split('+')[0], o['tasks'], **{k: o[k] for k in _HAM_SETTINGS})
+def _method(o: dict, name: str): return make_method(name.split('+')[0], o['tasks'], **{k: o[k] for k in HAM().settings})
 
 def check_methods(o: dict):
     "Refuse methods and heads that do not exist or do not fit the stream, before anything is loaded"

@@ -30,7 +30,7 @@ class HAM:
     keep: float = 1. # Fraction of the adapter that pruning keeps, in (0, 1]
     similarity: str = 'delta' # 'delta', 'layers', 'B' or 'cka'
     start: str = 'shared' # A of every task: 'shared' or 'independent'
-    importance: str = 'adapter' # One scalar per 'adapter', or per adapter and 'layer', or 'fixed' at 1
+    importance: str = 'adapter' # One scalar per 'adapter', or per adapter and 'layer', or 'fixed' where it starts
     prune: str = 'entries' # 'entries', 'components' or 'singular'
     merge: str = 'sum' # A group is the 'sum' of its members or their 'mean'
     group_rank: int|None = None # Largest rank of a group; None is twice the largest rank of an adapter in any layer, 0 concatenates exactly
@@ -79,6 +79,7 @@ def _set_groups(self: HAM, layers, groups):
     "Under a rank budget, room for all groups from the first task on: no step, no memory and no file grows with the tasks"
     set_groups(layers, groups, self.importance, self.g_max, self.g_max * self.budget(layers))
 
+# %% ../nbs/09_ham.ipynb #b0057c11
 @patch
 def begin_task(self: HAM,
     layers: dict, # Module path -> LoRALinear
@@ -101,6 +102,7 @@ def _watch_old_inputs(self: HAM, layers):
     self.layers = layers
     self.sizes = {path: ((W := l.base.weight) @ self.stats[path] * W).sum() for path, l in layers.items() if path in self.stats}
 
+# %% ../nbs/09_ham.ipynb #b0057c13
 @patch
 def penalty(self: HAM) -> torch.Tensor|float: # One number; 0 in the first task, and without `anchor`
     "How much the task changes the outputs of the adapted layers on inputs of earlier tasks"
@@ -108,6 +110,7 @@ def penalty(self: HAM) -> torch.Tensor|float: # One number; 0 in the first task,
     shares = [squared_output(l.change(), self.stats[path]) / self.sizes[path] for path, l in self.layers.items()]
     return self.anchor * len(self.reports) * torch.stack(shares).mean()
 
+# %% ../nbs/09_ham.ipynb #b0057c15
 @patch
 def _remember_inputs(self: HAM, layers, features):
     for path, C in input_covariances(layers, features).items(): self.stats[path] = self.stats.get(path, 0) + C / C.trace()
@@ -129,6 +132,7 @@ def associate(self: HAM,
     "Which group the adapter joins"
     return assign(similarities, self.tau, self.g_max)
 
+# %% ../nbs/09_ham.ipynb #b0057c17
 @patch
 def _merge(self: HAM, layers, groups, where, new) -> tuple: # The group and the report of `merge_into_group`
     group = groups[where.group]
