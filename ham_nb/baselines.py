@@ -31,8 +31,9 @@ class Method:
 
     @property
     def settings(self) -> dict: return {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'stats'}
-    def begin_task(self, layers: dict, task: int, seed: int, features: Callable|None = None):
-        "Prepare the layers; `features` runs the model, as it is, on images of the task"
+    def begin_task(self, layers: dict, task: int, seed: int, features: Callable|None = None,
+                   classes: int|None = None):
+        "Prepare the layers; `features` runs the model, as it is, on images of the task; `classes` counts those up to it"
         if task == 0: self.stats = {}; self.start(layers, seed)
     def start(self, layers: dict, seed: int):
         "A fresh adapter, no groups"
@@ -58,7 +59,7 @@ class FirstTask(Method):
     "Adapt on the first task, then let the head alone learn"
     name = 'first-task'
 
-    def begin_task(self, layers, task, seed, features=None):
+    def begin_task(self, layers, task, seed, features=None, classes=None):
         super().begin_task(layers, task, seed)
         self.trains = task == 0
 
@@ -118,7 +119,7 @@ class MergedAfter(Method):
         if self.rule not in RULES: raise ValueError(f'Unknown rule {self.rule!r}, known are {", ".join(RULES)}.')
     @property
     def name(self) -> str: return self.rule
-    def begin_task(self, layers, task, seed, features=None):
+    def begin_task(self, layers, task, seed, features=None, classes=None):
         if task == 0: self.stats = {}
         self.start(layers, seed)
         if task and self.rule == 'magmax':
@@ -178,7 +179,7 @@ class KMerge(HAM):
 class SideBySide(Method):
     "A new adapter for every task; the earlier ones stay as they are"
     def start(self, layers, seed): set_groups(layers, [], self.importance)
-    def begin_task(self, layers, task, seed, features=None):
+    def begin_task(self, layers, task, seed, features=None, classes=None):
         super().begin_task(layers, task, seed)
         start_adapters(layers, seed, task)
     def end_task(self, layers, task, features=None):
@@ -212,7 +213,7 @@ class OLoRA(SideBySide):
     weight: float = .5 # Of the penalty
     name = 'o-lora'
 
-    def begin_task(self, layers, task, seed, features=None):
+    def begin_task(self, layers, task, seed, features=None, classes=None):
         super().begin_task(layers, task, seed)
         self.layers = layers
     def penalty(self) -> Tensor:
@@ -231,7 +232,7 @@ class InfLoRA(SideBySide):
         M = self.stats.get(path)
         return C if M is None else (P := torch.eye(len(C), device=C.device) - M @ M.T) @ C @ P
 
-    def begin_task(self, layers, task, seed, features=None):
+    def begin_task(self, layers, task, seed, features=None, classes=None):
         super().begin_task(layers, task, seed)
         C = input_covariances(layers, features)
         for path, l in layers.items():

@@ -219,7 +219,7 @@ def learn_task(self: Run) -> dict: # The card
     before = torch.cat([self.features(images), *self.views(images)]) if follow else None
     probe = images[::max(1, len(images) // 256)]  # images are sorted by class: take some of each
     def features(): return extract(self.model, self.pre, probe, precision=self.precision)
-    self.method.begin_task(self.layers, task, self.seed, features)
+    self.method.begin_task(self.layers, task, self.seed, features, self.stream.labels(task).stop)
     for h in self.heads.values(): h.begin_task(len(self.stream.labels(task)), images.y.device)
     for h in self.beside.values(): h.rows = self.head.rows
     with _ask_to_stop(self) as asked:

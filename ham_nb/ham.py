@@ -35,8 +35,8 @@ class HAM:
     merge: str = 'sum' # A group is the 'sum' of its members or their 'mean'
     group_rank: int|None = None # Largest rank of a group; None is twice the largest rank of an adapter in any layer, 0 concatenates exactly
     energy: float|None = None # And: the share of the energy that a group keeps
-    boost: float = 1. # Importance that the first adapter starts with; that of task t starts at boost / (1 + t / fade)
-    fade: float = 0. # Tasks after which half of it is left; 0 keeps it
+    boost: float = 8. # A new adapter's importance starts at boost / (1 + classes / fade), classes of its task and all before; 1 in the paper
+    fade: float = 6. # Classes at which half of `boost` is left; 0 keeps it, as in the paper
     anchor: float = 0. # Weight of a penalty on what training changes for the inputs of earlier tasks, which is not in the paper
     reports: list = field(default_factory=list, repr=False) # One merge report per task
     stats: dict = field(default_factory=dict, repr=False) # Module path -> (k, k), second moments of inputs of all tasks, for `anchor`
@@ -86,12 +86,13 @@ def begin_task(self: HAM,
     task: int, # From 0
     seed: int, # Of the random start
     features: Callable|None = None, # Not used
+    classes: int|None = None, # Of this task and all before; None counts one a task
 ):
     "Start a new adapter beside the groups"
     if task == 0: self.reports, self.stats = [], {}; self._set_groups(layers, [])
     start_adapters(layers, seed, None if self.start == 'shared' else task)
     with torch.no_grad():
-        for l in layers.values(): l.importance[-1] = self.start_importance(task)
+        for l in layers.values(): l.importance[-1] = self.start_importance(task + 1 if classes is None else classes)
     self._watch_old_inputs(layers)
 
 # %% ../nbs/09_ham.ipynb #af3964e2
@@ -118,10 +119,10 @@ def _remember_inputs(self: HAM, layers, features):
 # %% ../nbs/09_ham.ipynb #b0057a11
 @patch
 def start_importance(self: HAM,
-    task: int, # From 0
+    classes: int, # Of the adapter's task and all before
 ) -> float:
     "What the importance of a new adapter starts at"
-    return self.boost / (1 + task / self.fade) if self.fade else self.boost
+    return self.boost / (1 + classes / self.fade) if self.fade else self.boost
 
 # %% ../nbs/09_ham.ipynb #3a8a2cf8
 @patch

@@ -128,7 +128,7 @@ class DiscriminantHead(Head):
     counted, follows_drift = 'means', True
     def __init__(self, d: int,
         shrink: float = .3, # Added to the diagonal of the covariance, relative to its mean
-        allowance: float = .5, # Share of the expected squared error of its mean that an old class is forgiven
+        allowance: float = .3, # Share of the expected squared error of its mean that an old class is forgiven
     ):
         super().__init__(d)
         self.shrink, self.allowance = shrink, allowance
@@ -184,7 +184,7 @@ class RidgeHead(Head):
 HEADS = {'linear': LinearHead, 'cosine': CosineHead, 'prototype': PrototypeHead, 'discriminant': DiscriminantHead, 'ridge': RidgeHead}
 
 VARIANTS = {'prototype-fixed': (PrototypeHead, dict(drift=False)), 'discriminant-plain': (DiscriminantHead, dict(allowance=0.)),
-            'discriminant-full': (DiscriminantHead, dict(allowance=1.))}
+            'discriminant-half': (DiscriminantHead, dict(allowance=.5)), 'discriminant-full': (DiscriminantHead, dict(allowance=1.))}
 
 def make_head(
     kind: str, # One of `HEADS` or `VARIANTS`

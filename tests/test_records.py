@@ -31,7 +31,7 @@ def test_a_record_is_of_its_experiment(path):
     r, e = json.loads(path.read_text()), EXPERIMENTS[path.stem]
     c, method = r['config'], e.make_method()
     assert (c['method'], c['method_settings']) == (method.name, json.loads(json.dumps(method.settings)))
-    assert (c['tasks'], c['seed'], c['class_seed'], c['limit_per_class']) == (e.tasks, e.seed, e.seed, 100)
+    assert (c['tasks'], c['seed'], c['class_seed'], c['limit_per_class']) == (e.tasks, e.seed, e.seed, e.images)
     wanted = json.loads(json.dumps(vars(e.settings()['train'])))
     heads = e.settings()['head'].split(',')
     assert c['train'] == wanted and [*r['heads']] == [c['head'], *c['beside']] == [h for h in heads if h in r['heads']]
