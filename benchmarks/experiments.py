@@ -10,9 +10,10 @@ from ham_nb.train import TrainConfig
 
 BACKBONE = 'vit_tiny_patch16_224.augreg_in21k_ft_in1k'
 ORDERS = 1993, 1994, 1995  # class orders of what is reported
-VALIDATION = 7             # and of what hyper-parameters are chosen with
+VALIDATION = 7, 8          # and of what hyper-parameters are chosen with
 HEADS = 'discriminant,discriminant-plain,prototype,ridge,linear'
 PAPER = dict(boost=1., fade=0.)  # how far tasks may go as published
+REFERENCE = PAPER | dict(anchor=50.)  # what ablations differ from: *ham-anchor*
 
 
 class Folded(HAM):
@@ -53,7 +54,6 @@ class Experiment:
     seed: int = ORDERS[0] # Of class order, starts and data order
     train: dict = field(default_factory=dict) # Of TrainConfig
     run: dict = field(default_factory=dict) # Of `begin`
-    images: int|None = 100 # Training images of a class; None is all
     validation: bool = False # Test on training images that no run learns from
 
     def make_method(self):
@@ -61,22 +61,21 @@ class Experiment:
         return make_method(self.method, self.tasks, **self.options)
 
     def stream(self, root) -> TaskStream:
-        "The test set, or 20 further training images a class"
+        "100 training images a class; the test set, or 20 further training images a class"
         train, test = cifar100(root)
         if self.validation:
             test = train[torch.cat([torch.nonzero(train.y == c).flatten()[-20:] for c in range(len(train.classes))])]
-        return TaskStream(train, test, self.tasks, self.seed, limit_per_class=self.images, name='cifar100')
+        return TaskStream(train, test, self.tasks, self.seed, limit_per_class=100, name='cifar100')
 
     def settings(self) -> dict:
         "What `begin` is given"
-        head = HEADS + ',discriminant-half,discriminant-full' * self.validation
-        return dict(backbone=BACKBONE, image_size=96, head=head, seed=self.seed, drift_views=1, test_every=max(1, self.tasks // 10),
+        return dict(backbone=BACKBONE, image_size=96, head=HEADS, seed=self.seed, drift_views=1, test_every=max(1, self.tasks // 10),
                     train=TrainConfig(**dict(epochs=3) | self.train)) | self.run
 
 
 METHODS = ('ham', 'sequential', 'frozen', 'first-task', 'average', 'magmax', 'k-merge', 'sd-lora', 'o-lora', 'inflora', 'task-arithmetic',
            'ties', 'dare')
-CLOSE = {10: ('ham', 'sequential', 'magmax', 'sd-lora', 'o-lora'), 50: ('ham', 'magmax', 'sd-lora', 'o-lora')}  # to the best of the first order
+CLOSE = {10: ('ham', 'sequential', 'magmax', 'sd-lora'), 50: ('ham', 'magmax', 'sd-lora', 'o-lora')}  # to the best of the first order
 
 
 def comparison() -> dict:
@@ -90,38 +89,40 @@ def comparison() -> dict:
     return found
 
 
-def search() -> dict:
-    "What the defaults were chosen with: other images, another class order"
-    def at(tasks, name, **options): return {f'search-{name}-{tasks}': Experiment(tasks=tasks, seed=VALIDATION, validation=True, options=options)}
+def steps() -> dict:
+    "HAM's tasks as far as the paper lets them go, and SD-LoRA's as far as HAM's"
     found = {}
-    for boost, fade in ((1, 0), (8, 6), (4, 6), (16, 6), (8, 3), (8, 12)):
-        for tasks in (50, 10): found |= at(tasks, f'boost-{boost}-{fade}', boost=float(boost), fade=float(fade))
+    for tasks, orders in {50: ORDERS, 10: ORDERS[:1]}.items():
+        for seed in orders:
+            found[f'ham-paper-{tasks}-{seed}'] = Experiment(options=PAPER, tasks=tasks, seed=seed)
+            found[f'sd-lora-steps-{tasks}-{seed}'] = Experiment('sd-lora-steps', tasks=tasks, seed=seed)
     return found
 
 
 def ablations() -> dict:
-    "One order, but for the steps; each differs from HAM's default in what its name says"
-    def one(name, tasks=10, method='ham', seed=ORDERS[0], run=None, train=None, images=100, **options):
-        return {f'{name}-{tasks}-{seed}': Experiment(method, options, tasks, seed, run=run or {}, train=train or {}, images=images)}
+    "Each differs from *ham-anchor* in what its name says"
+    def one(name, tasks=10, method='ham', run=None, train=None, seed=ORDERS[0], **options):
+        run = dict(head=HEADS.replace('discriminant,', 'discriminant-half,')) | (run or {})
+        return {f'{name}-{tasks}-{seed}': Experiment(method, REFERENCE | options, tasks, seed, run=run, train=train or {})}
     found = {}
-    for tasks in (50, 10):
-        for method in ('ungrouped', 'random-groups', 'sd-lora-steps'): found |= one(method, tasks, method)
-        found |= one('ham-paper', tasks, **PAPER) | one('ham-fixed', tasks, importance='fixed') | one('ham-anchor', tasks, anchor=20.)
-    for seed in ORDERS[1:]: found |= one('ham-paper', 50, seed=seed, **PAPER) | one('sd-lora-steps', 50, 'sd-lora-steps', seed)
-    found |= one('ham', 20) | one('ham', 100) | one('folded', method='folded')
+    for tasks in (10, 20, 50, 100): found |= one('ham-anchor', tasks)
+    for seed in ORDERS[1:]: found |= one('ham-anchor', seed=seed)
+    for tasks in (10, 50):
+        for method in ('ungrouped', 'random-groups'): found |= one(method, tasks, method)
+        found |= one('ham-fixed', tasks, importance='fixed')
+    found |= one('folded', method='folded')
     for method in ('ham', 'ungrouped'): found |= one(f'{method}-independent', method=method, start='independent')
-    for rank in (0, 8, 4): found |= one(f'ham-rank-{rank}', 50, group_rank=rank)
-    wide = dict(targets='attn.qkv,mlp.fc1,mlp.fc2')
-    for tasks in (10, 50): found |= one('ham-wide', tasks, run=wide)
     found |= one('ham-layer', importance='layer')
     for tau in (.05, .2): found |= one(f'ham-tau-{tau:g}', tau=tau)
     for g_max in (1, 10): found |= one(f'ham-gmax-{g_max}', g_max=g_max)
     for space, keeps in dict(entries=(.5, .2, .05), components=(.5, .05), singular=(.5, .05)).items():  # of 8 ranks .2 keeps one too
         for keep in keeps: found |= one(f'ham-{space}-{keep:g}', prune=space, keep=keep)
+    for rank in (0, 8, 4): found |= one(f'ham-rank-{rank}', 50, group_rank=rank)
     found |= one('ham-layers', similarity='layers') | one('ham-b', similarity='B', group_rank=0) | one('ham-cka', similarity='cka', tau=.9)
-    whole = dict(run=dict(image_size=224), images=None)
-    found |= one('ham-whole', **whole) | one('ham-paper-whole', **whole, **PAPER) | one('sd-lora-whole', method='sd-lora', **whole)
+    found |= one('ham-slow-rows', 50, train=dict(head_lr=1e-3), anchor=300.)  # a tenth of the default
+    wide = dict(targets='attn.qkv,mlp.fc1,mlp.fc2')
+    for tasks in (10, 50): found |= one('ham-wide', tasks, run=wide)
     return found
 
 
-EXPERIMENTS = search() | comparison() | ablations()
+EXPERIMENTS = comparison() | steps() | ablations()

@@ -102,8 +102,8 @@ def learning_options(
     merge: str = 'sum', # HAM: a group is the sum of its members or their mean
     group_rank: int = None, # HAM: largest rank of a group; twice an adapter's largest in any layer by default, 0 concatenates exactly
     energy: float = None, # HAM: share of the energy that a group keeps
-    boost: float = HAM.boost, # HAM: importance that the first adapter starts with; that of task t starts at boost / (1 + t / fade)
-    fade: float = HAM.fade, # HAM: tasks after which half of it is left; 0 keeps it
+    boost: float = HAM.boost, # HAM: a new adapter's importance starts at boost / (1 + classes / fade), classes so far
+    fade: float = HAM.fade, # HAM: classes at which half of boost is left; 0 keeps it
     anchor: float = HAM.anchor, # HAM: weight of the penalty on what training changes for the inputs of earlier tasks
     head: str = 'discriminant', # linear, cosine, prototype, prototype-fixed (no drift), discriminant, ridge; after a comma, more to test
     drift_views: int = 1, # Augmented copies of each image, beside itself, that show heads how features drift

@@ -35,8 +35,8 @@ class HAM:
     merge: str = 'sum' # A group is the 'sum' of its members or their 'mean'
     group_rank: int|None = None # Largest rank of a group; None is twice the largest rank of an adapter in any layer, 0 concatenates exactly
     energy: float|None = None # And: the share of the energy that a group keeps
-    boost: float = 8. # A new adapter's importance starts at boost / (1 + classes / fade), classes of its task and all before; 1 in the paper
-    fade: float = 6. # Classes at which half of `boost` is left; 0 keeps it, as in the paper
+    boost: float = 8. # Importance starts at boost / (1 + classes / fade), classes of the task and all before; in the paper at 1
+    fade: float = 6. # Classes at which half of `boost` is left; 0 keeps it
     anchor: float = 0. # Weight of a penalty on what training changes for the inputs of earlier tasks, which is not in the paper
     reports: list = field(default_factory=list, repr=False) # One merge report per task
     stats: dict = field(default_factory=dict, repr=False) # Module path -> (k, k), second moments of inputs of all tasks, for `anchor`

@@ -3,14 +3,16 @@ import inspect
 import json
 import re
 
+import numpy as np
 import pytest
 
 import docs_check
-from benchmarks import study
-from benchmarks.experiments import EXPERIMENTS, HEADS, Experiment
+from benchmarks import search, study
+from benchmarks.experiments import EXPERIMENTS, HEADS, VALIDATION, Experiment
 from ham_nb.backbone import NANO, PRECISIONS
 from ham_nb.continual import begin
 from ham_nb.data import TaskStream, toy
+from ham_nb.ham import HAM
 from ham_nb.metrics import all_metrics
 
 RECORDS = sorted(study.RECORDS.glob('*.json'))
@@ -31,7 +33,7 @@ def test_a_record_is_of_its_experiment(path):
     r, e = json.loads(path.read_text()), EXPERIMENTS[path.stem]
     c, method = r['config'], e.make_method()
     assert (c['method'], c['method_settings']) == (method.name, json.loads(json.dumps(method.settings)))
-    assert (c['tasks'], c['seed'], c['class_seed'], c['limit_per_class']) == (e.tasks, e.seed, e.seed, e.images)
+    assert (c['tasks'], c['seed'], c['class_seed'], c['limit_per_class']) == (e.tasks, e.seed, e.seed, 100)
     wanted = json.loads(json.dumps(vars(e.settings()['train'])))
     heads = e.settings()['head'].split(',')
     assert c['train'] == wanted and [*r['heads']] == [c['head'], *c['beside']] == [h for h in heads if h in r['heads']]
@@ -62,6 +64,18 @@ def test_an_experiment_leaves_a_record_and_is_not_run_again(tmp_path, monkeypatc
     again = json.loads((tmp_path/'records'/'toy-4.json').read_text())
     assert again['heads'] == r['heads'] and not (tmp_path/'runs'/'toy-4').exists()
     with pytest.raises(SystemExit, match='No experiment is named nothing'): study.wanted(['nothing'])
+
+def test_the_search_is_that_of_its_plan_and_the_default_is_its_result():
+    found = search.written()
+    rows = {search.key(r): r for r in found['rows']}
+    assert found['command'].startswith('python -m benchmarks.search') and found['figures'] == [*search.FIGURES]
+    assert len(rows) == len(found['rows']) and rows.keys() == {search.key(vars(t)) for t in search.plan()}
+    assert all(0 <= v <= 1 for r in rows.values() for figures in r['allowances'].values() for v in figures)
+    def reached(tasks, s): return np.mean([rows[search.key(vars(search.Trial(tasks, o, *s)))]['allowances']['0.25'][0] for o in VALIDATION])
+    best = {tasks: max(grid, key=lambda s: reached(tasks, s)) for tasks, grid in search.GRID.items()}
+    assert best == {50: (6, 4), 10: (3, 2)} and search.steps(*best[50], 50) == dict(boost=HAM.boost, fade=HAM.fade)
+    at_ten = HAM(**search.steps(*best[10], 10)).start_importance
+    assert HAM().start_importance(10) == pytest.approx(at_ten(10)) and HAM().start_importance(50) == pytest.approx(at_ten(50), rel=.15)
 
 @pytest.mark.parametrize('page', ['comparison', 'ablations'])
 def test_the_pages_show_what_the_records_say(page, monkeypatch):

@@ -208,6 +208,11 @@ def test_a_method_can_be_used_twice(stream):
         learn(stream, method=ham, **QUICK)
         assert [r['task'] for r in ham.reports] == list(range(4))
 
+def test_a_task_may_go_as_far_as_the_classes_so_far_say(stream):
+    ham = HAM(importance='fixed', boost=8., fade=6.)
+    learn(stream, method=ham, **QUICK)
+    assert [r['importance'] for r in ham.reports] == pytest.approx([8 / (1 + stream.labels(t).stop / 6) for t in range(len(stream))])
+
 # -- the demo
 
 def test_the_demo_is_what_the_readme_says():
