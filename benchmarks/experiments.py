@@ -89,7 +89,7 @@ def comparison() -> dict:
     return found
 
 
-def steps() -> dict:
+def how_far() -> dict:
     "HAM's tasks as far as the paper lets them go, and SD-LoRA's as far as HAM's"
     found = {}
     for tasks, orders in {50: ORDERS, 10: ORDERS[:1]}.items():
@@ -125,4 +125,4 @@ def ablations() -> dict:
     return found
 
 
-EXPERIMENTS = comparison() | steps() | ablations()
+EXPERIMENTS = comparison() | how_far() | ablations()

@@ -1,6 +1,6 @@
-"""The search behind the defaults: `python -m benchmarks.search --data-root DIR`, all runs in nbs/results/search.json.
+"""The search behind the defaults: `python -m benchmarks.search --data-root DIR`, a row each in nbs/results/search.json.
 
-It tests on 20 further training images of each class, in class orders that no reported run uses. Runs that have a row are skipped."""
+Runs are tested on 20 further training images of each class, in class orders that no reported run uses. Those with a row are skipped."""
 import argparse
 import json
 import sys
@@ -37,11 +37,11 @@ class Trial:
     run: dict = field(default_factory=dict)
 
     def experiment(self) -> Experiment:
-        options = steps(self.first, self.half, self.tasks) | self.options
+        options = boosted(self.first, self.half, self.tasks) | self.options
         return Experiment(self.method, options, self.tasks, self.seed, run=self.run, validation=True)
 
 
-def steps(first: float, half: float, tasks: int) -> dict:
+def boosted(first: float, half: float, tasks: int) -> dict:
     "The `boost` and `fade` of HAM, which count classes"
     if not half: return dict(boost=float(first), fade=0.)
     return dict(boost=first * half / (half - 1), fade=100 / tasks * (half - 1))
@@ -62,7 +62,7 @@ def plan() -> list:
 def measure(t: Trial, o: argparse.Namespace) -> dict:
     "One row: the figures under each allowance"
     torch.set_num_threads(1)
-    names = {f'allowance {a:g}': a for a in ALLOWANCES}
+    names = {f'allowance-{a:g}': a for a in ALLOWANCES}
     heads.VARIANTS.update({n: (heads.DiscriminantHead, dict(allowance=a)) for n, a in names.items()})
     e, device = t.experiment(), pick_device(o.device)
     settings = e.settings() | dict(head=','.join(['discriminant', *names]))

@@ -184,8 +184,7 @@ class RidgeHead(Head):
 HEADS = {'linear': LinearHead, 'cosine': CosineHead, 'prototype': PrototypeHead, 'discriminant': DiscriminantHead, 'ridge': RidgeHead}
 
 VARIANTS = {'prototype-fixed': (PrototypeHead, dict(drift=False)), 'discriminant-plain': (DiscriminantHead, dict(allowance=0.)),
-            'discriminant-half': (DiscriminantHead, dict(allowance=.5)),
-            'discriminant-full': (DiscriminantHead, dict(allowance=1.))}
+            'discriminant-half': (DiscriminantHead, dict(allowance=.5))}
 
 def make_head(
     kind: str, # One of `HEADS` or `VARIANTS`

@@ -2,6 +2,7 @@
 import inspect
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,9 +74,19 @@ def test_the_search_is_that_of_its_plan_and_the_default_is_its_result():
     assert all(0 <= v <= 1 for r in rows.values() for figures in r['allowances'].values() for v in figures)
     def reached(tasks, s): return np.mean([rows[search.key(vars(search.Trial(tasks, o, *s)))]['allowances']['0.25'][0] for o in VALIDATION])
     best = {tasks: max(grid, key=lambda s: reached(tasks, s)) for tasks, grid in search.GRID.items()}
-    assert best == {50: (6, 4), 10: (3, 2)} and search.steps(*best[50], 50) == dict(boost=HAM.boost, fade=HAM.fade)
-    at_ten = HAM(**search.steps(*best[10], 10)).start_importance
+    assert best == {50: (6, 4), 10: (3, 2)} and search.boosted(*best[50], 50) == dict(boost=HAM.boost, fade=HAM.fade)
+    at_ten = HAM(**search.boosted(*best[10], 10)).start_importance
     assert HAM().start_importance(10) == pytest.approx(at_ten(10)) and HAM().start_importance(50) == pytest.approx(at_ten(50), rel=.15)
+
+def test_a_trial_leaves_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, 'RECORD', tmp_path/'search.json')
+    monkeypatch.setattr(Experiment, 'stream', lambda self, root: TaskStream(*toy(per_class=8), tasks=2, seed=self.seed))
+    monkeypatch.setattr(search, 'begin', lambda stream, **s: begin(stream, **s | dict(backbone=NANO, image_size=32, weights=None)))
+    t = search.Trial(50, 7, 3, 8, options=dict(anchor=20.))
+    row = search.measure(t, SimpleNamespace(data_root=None, weights=None, device='cpu', precision=None))
+    search.write([row])
+    assert search.written()['rows'] == [row] and search.key(row) == search.key(vars(t))
+    assert [*row['allowances']] == [f'{a:g}' for a in search.ALLOWANCES] and all(len(v) == 3 for v in row['allowances'].values())
 
 @pytest.mark.parametrize('page', ['comparison', 'ablations'])
 def test_the_pages_show_what_the_records_say(page, monkeypatch):
