@@ -10,13 +10,14 @@ from multiprocessing import get_context
 
 import torch
 
-from ham_nb import heads
-from ham_nb.backbone import PRECISIONS, pick_device, pick_precision
+from ham_nb.backbone import pick_device, pick_precision
 from ham_nb.continual import begin
+from ham_nb.heads import DiscriminantHead
 
-from .experiments import BACKBONE, VALIDATION, Experiment
-from .study import ROOT, commit, rounded
+from .experiments import VALIDATION, Experiment
+from .study import ROOT, commit, parser, rounded
 
+COMMAND = 'python -m benchmarks.search --data-root DIR --weights FILE'
 RECORD = ROOT/'nbs/results/search.json'
 ALLOWANCES = 0., .15, .2, .25, .3, .4, .5
 FIGURES = 'final_accuracy', 'average_incremental_accuracy', 'forgetting'
@@ -62,21 +63,16 @@ def plan() -> list:
 def measure(t: Trial, o: argparse.Namespace) -> dict:
     "One row: the figures under each allowance"
     torch.set_num_threads(1)
-    names = {f'allowance-{a:g}': a for a in ALLOWANCES}
-    heads.VARIANTS.update({n: (heads.DiscriminantHead, dict(allowance=a)) for n, a in names.items()})
     e, device = t.experiment(), pick_device(o.device)
-    settings = e.settings() | dict(head=','.join(['discriminant', *names]))
     run = begin(e.stream(o.data_root), method=e.make_method(), weights=o.weights, progress=False, device=str(device),
-                precision=pick_precision(device, o.precision), **settings)
-    while run.tasks_done < len(run.stream): run.learn_task()
-    found = {f'{a:g}': [run.card['beside'][n]['metrics'][k] for k in FIGURES] for n, a in names.items()}
-    c = run.card
+                precision=pick_precision(device, o.precision), **e.settings() | dict(head='discriminant'))
+    run.beside = {f'{a:g}': DiscriminantHead(run.model.num_features, allowance=a) for a in ALLOWANCES}
+    while run.tasks_done < len(run.stream): c = run.learn_task()
+    found = {a: [f['metrics'][k] for k in FIGURES] for a, f in c['beside'].items()}
     return dict(vars(t), allowances=rounded(found), precision=c['config']['precision'], versions=c['versions'], commit=commit())
 
 
-def written() -> dict:
-    if RECORD.exists(): return json.loads(RECORD.read_text())
-    return dict(command='python -m benchmarks.search --data-root DIR --weights FILE', rows=[])
+def recorded() -> list: return json.loads(RECORD.read_text())['rows'] if RECORD.exists() else []
 
 
 def key(row: dict) -> str: return json.dumps([row[k] for k in Trial.__dataclass_fields__])
@@ -85,21 +81,16 @@ def key(row: dict) -> str: return json.dumps([row[k] for k in Trial.__dataclass_
 def write(rows: list):
     "A line for each run"
     lines = ',\n'.join('  ' + json.dumps(r) for r in rows)
-    RECORD.write_text(f'{{"command": {json.dumps(written()["command"])}, "figures": {json.dumps(FIGURES)},\n "rows": [\n{lines}\n]}}\n')
+    RECORD.write_text(f'{{"command": {json.dumps(COMMAND)}, "figures": {json.dumps(FIGURES)},\n "rows": [\n{lines}\n]}}\n')
 
 
 def main(argv: list|None = None) -> int:
-    p = argparse.ArgumentParser('python -m benchmarks.search', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data-root', required=True, help='folder that holds cifar-100-python')
-    p.add_argument('--weights', help=f'safetensors file of {BACKBONE}, instead of a download')
-    p.add_argument('--device', help='cuda, mps or cpu; the first of these that is there by default')
-    p.add_argument('--precision', choices=PRECISIONS, help='of matrix products; bf16 where the device has it by default')
-    p.add_argument('--jobs', type=int, default=1, help='runs side by side, a process with one thread each')
-    o, rows = p.parse_args(argv), written()['rows']
-    todo = [t for t in plan() if key(vars(t)) not in {key(r) for r in rows}]
+    o, rows = parser('search', __doc__).parse_args(argv), recorded()
+    done = {key(r) for r in rows}
+    todo = [t for t in plan() if key(vars(t)) not in done]
     with ProcessPoolExecutor(o.jobs, get_context('spawn')) as pool:
-        for done in as_completed([pool.submit(measure, t, o) for t in todo]):
-            rows.append(done.result())
+        for row in as_completed([pool.submit(measure, t, o) for t in todo]):
+            rows.append(row.result())
             write(rows)
             print(f'{len(rows)} of {len(plan())}', flush=True)
     return 0

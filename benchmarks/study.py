@@ -23,14 +23,21 @@ DIGITS = 4  # a test set of 10,000 images in blocks of 1,000 has steps of 1e-3
 REPORTED = ('group', 'opened', 'forced', 'similarities', 'importance', 'group_importances', 'kept_energy', 'discarded_energy', 'rank_after')
 
 
-def options(argv: list|None) -> argparse.Namespace:
-    p = argparse.ArgumentParser('python -m benchmarks.study', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('names', nargs='*', help='experiments, or beginnings of their names; all by default')
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    "What the study and the search can be told"
+    plain = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(f'python -m benchmarks.{name}', description=description, formatter_class=plain)
     p.add_argument('--data-root', help='folder that holds cifar-100-python')
     p.add_argument('--weights', help=f'safetensors file of {BACKBONE}, instead of a download')
     p.add_argument('--device', help='cuda, mps or cpu; the first of these that is there by default')
     p.add_argument('--precision', choices=PRECISIONS, help='of matrix products; bf16 where the device has it by default')
-    p.add_argument('--jobs', type=int, default=1, help='experiments side by side, a process with one thread each')
+    p.add_argument('--jobs', type=int, default=1, help='runs side by side, a process with one thread each')
+    return p
+
+
+def options(argv: list|None) -> argparse.Namespace:
+    p = parser('study', __doc__)
+    p.add_argument('names', nargs='*', help='experiments, or beginnings of their names; all by default')
     p.add_argument('--runs', type=Path, default=Path('runs/study'), help='folder for what is not finished yet')
     p.add_argument('--list', action='store_true', help='print the experiments that lack a record, and run none')
     return p.parse_args(argv)

@@ -31,8 +31,7 @@ class Method:
 
     @property
     def settings(self) -> dict: return {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'stats'}
-    def begin_task(self, layers: dict, task: int, seed: int, features: Callable|None = None,
-                   classes: int|None = None):
+    def begin_task(self, layers: dict, task: int, seed: int, features: Callable|None = None, classes: int|None = None):
         "Prepare the layers; `features` runs the model, as it is, on images of the task; `classes` counts those up to it"
         if task == 0: self.stats = {}; self.start(layers, seed)
     def start(self, layers: dict, seed: int):

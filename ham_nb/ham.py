@@ -91,8 +91,9 @@ def begin_task(self: HAM,
     "Start a new adapter beside the groups"
     if task == 0: self.reports, self.stats = [], {}; self._set_groups(layers, [])
     start_adapters(layers, seed, None if self.start == 'shared' else task)
+    start = self.start_importance(task + 1 if classes is None else classes)
     with torch.no_grad():
-        for l in layers.values(): l.importance[-1] = self.start_importance(task + 1 if classes is None else classes)
+        for l in layers.values(): l.importance[-1] = start
     self._watch_old_inputs(layers)
 
 # %% ../nbs/09_ham.ipynb #af3964e2

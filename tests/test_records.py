@@ -67,9 +67,9 @@ def test_an_experiment_leaves_a_record_and_is_not_run_again(tmp_path, monkeypatc
     with pytest.raises(SystemExit, match='No experiment is named nothing'): study.wanted(['nothing'])
 
 def test_the_search_is_that_of_its_plan_and_the_default_is_its_result():
-    found = search.written()
+    found = json.loads(search.RECORD.read_text())
     rows = {search.key(r): r for r in found['rows']}
-    assert found['command'].startswith('python -m benchmarks.search') and found['figures'] == [*search.FIGURES]
+    assert found['command'] == search.COMMAND and found['figures'] == [*search.FIGURES]
     assert len(rows) == len(found['rows']) and rows.keys() == {search.key(vars(t)) for t in search.plan()}
     assert all(0 <= v <= 1 for r in rows.values() for figures in r['allowances'].values() for v in figures)
     def reached(tasks, s): return np.mean([rows[search.key(vars(search.Trial(tasks, o, *s)))]['allowances']['0.25'][0] for o in VALIDATION])
@@ -78,6 +78,12 @@ def test_the_search_is_that_of_its_plan_and_the_default_is_its_result():
     at_ten = HAM(**search.boosted(*best[10], 10)).start_importance
     assert HAM().start_importance(10) == pytest.approx(at_ten(10)) and HAM().start_importance(50) == pytest.approx(at_ten(50), rel=.15)
 
+@pytest.mark.parametrize('tasks', search.GRID)
+def test_a_trial_starts_its_tasks_where_it_says(tasks):
+    for first, half in search.GRID[tasks]:
+        starts = [HAM(**search.boosted(first, half, tasks)).start_importance((t + 1) * 100 // tasks) for t in range(tasks)]
+        assert starts == pytest.approx([first / (1 + t / half) if half else first for t in range(tasks)])
+
 def test_a_trial_leaves_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(search, 'RECORD', tmp_path/'search.json')
     monkeypatch.setattr(Experiment, 'stream', lambda self, root: TaskStream(*toy(per_class=8), tasks=2, seed=self.seed))
@@ -85,7 +91,7 @@ def test_a_trial_leaves_a_row(tmp_path, monkeypatch):
     t = search.Trial(50, 7, 3, 8, options=dict(anchor=20.))
     row = search.measure(t, SimpleNamespace(data_root=None, weights=None, device='cpu', precision=None))
     search.write([row])
-    assert search.written()['rows'] == [row] and search.key(row) == search.key(vars(t))
+    assert search.recorded() == [row] and search.key(row) == search.key(vars(t))
     assert [*row['allowances']] == [f'{a:g}' for a in search.ALLOWANCES] and all(len(v) == 3 for v in row['allowances'].values())
 
 @pytest.mark.parametrize('page', ['comparison', 'ablations'])
