@@ -127,19 +127,20 @@ class MergedAfter(Method):
 
     @torch.no_grad()
     def end_task(self, layers, task, features=None):
-        merge = {path: self._merge(path, l) for path, l in layers.items()}
+        merge = {path: self._merge(path, l, place) for place, (path, l) in enumerate(layers.items())}
         set_groups(layers, [merge], self.importance)
         for l in layers.values(): l.start(l.A)
         return dict(task=task)
 
 # %% ../nbs/14_baselines.ipynb #5b90e1d3
 @patch
-def _merge(self: MergedAfter, path, l) -> LowRank:
+def _merge(self: MergedAfter, path, l, place) -> LowRank:
     "Keep the adapter of a layer, and merge all that are kept"
     new = dict(A=l.A[None], B=l.adapter().B[None])
     for k, v in new.items(): self.stats[f'{path}.{k}'] = torch.cat([self.stats.get(f'{path}.{k}', v[:0]), v])
     if self.rule == 'magmax': self.stats |= {f'{path}.last.{k}': getattr(l, k).detach().clone() for k in ('A', 'B')}
-    delta = RULES[self.rule](self.stats[f'{path}.B'] @ self.stats[f'{path}.A'], **self.options)
+    drops = dict(seed=place) if self.rule == 'dare' else {}  # each layer its own
+    delta = RULES[self.rule](self.stats[f'{path}.B'] @ self.stats[f'{path}.A'], **drops | self.options)
     return LowRank(torch.eye(delta.shape[1], device=delta.device), delta)
 
 # %% ../nbs/14_baselines.ipynb #0b1016df
@@ -228,18 +229,27 @@ class InfLoRA(SideBySide):
     name = 'inflora'
 
     def _without(self, C, path): # The part of a covariance that the memory does not hold
-        M = self.stats.get(path)
-        return C if M is None else (P := torch.eye(len(C), device=C.device) - M @ M.T) @ C @ P
+        if path not in self.stats: return C
+        M = self.stats[path]
+        P = torch.eye(len(C), device=C.device) - M @ M.T
+        return P @ C @ P
 
     def begin_task(self, layers, task, seed, features=None, classes=None):
         super().begin_task(layers, task, seed)
         C = input_covariances(layers, features)
         for path, l in layers.items():
             U = torch.linalg.eigh(self._without(C[path], path)).eigenvectors.flip(1)
-            l.start(U[:, :l.rank].T.repeat(len(l.parts), 1) / 3**.5)
+            l.start(U[:, :l.rank].T.repeat(len(l.parts), 1) / 3**.5)  # scaled as by the authors' code
             l.A.requires_grad_(False)
 
 # %% ../nbs/14_baselines.ipynb #4aaa3dec
+def _needed(energies: Tensor, total: Tensor, share: float) -> int:
+    "How many directions, by falling `energies` beyond the memory, bring it to a share of the `total` energy"
+    held = total - energies.sum()                                                        # by the memory as it is
+    if held >= share * total: return 0
+    free = int((energies > len(energies) * torch.finfo(energies.dtype).eps * total).sum())  # the others are memory, or rounding
+    return min(free, int((held + energies.cumsum(0) < share * total).sum()) + 1)
+
 @patch
 @torch.no_grad()
 def end_task(self: InfLoRA, layers: dict, task: int, features: Callable) -> dict:
@@ -247,12 +257,9 @@ def end_task(self: InfLoRA, layers: dict, task: int, features: Callable) -> dict
     C, share = input_covariances(layers, features), min(1., self.energy + (1 - self.energy) * task / self.tasks)
     for path in layers:
         S, U = torch.linalg.eigh(self._without(C[path], path))
-        S, U, whole = S.flip(0).clamp_min(0), U.flip(1), C[path].trace()
-        held = whole - S.sum()                                           # by the memory as it is
-        free = int((S > len(S) * torch.finfo(S.dtype).eps * whole).sum())  # what is left after these is memory, or rounding
-        new = min(free, int(((held + S.cumsum(0)) < share * whole).sum()) + 1) if held < share * whole else 0
-        M = torch.cat([self.stats.get(path, U[:, :0]), U[:, :new]], 1)
-        self.stats[path] = torch.linalg.qr(M).Q                          # weak directions are not quite orthogonal to the memory
+        S, U = S.flip(0).clamp_min(0), U.flip(1)
+        M = torch.cat([self.stats.get(path, U[:, :0]), U[:, :_needed(S, C[path].trace(), share)]], 1)
+        self.stats[path] = torch.linalg.qr(M).Q  # weak directions are not quite orthogonal to the memory
     return SideBySide.end_task(self, layers, task) | dict(directions=[m.shape[1] for m in self.stats.values()])
 
 # %% ../nbs/14_baselines.ipynb #b526d6ca
