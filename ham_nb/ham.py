@@ -1,4 +1,4 @@
-"""Associate, prune, scale, merge: the method put together
+"""Scale, associate, prune, merge: the method put together
 
 Docs: https://ham-nb.github.io/ham_nb/ham.html.md"""
 
