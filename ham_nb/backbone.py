@@ -82,7 +82,7 @@ _NANO_SHAPE = dict(patch_size=8, embed_dim=96, depth=6, num_heads=3, class_token
 ASSETS = Path(ham_nb.__file__).parent/'assets'  # the bundled weights and their record
 
 def nano_vit(
-    image_size: int = 32, # Side of the input in pixels, a multiple of 4
+    image_size: int = 32, # Side of the input in pixels, a multiple of 8
     num_classes: int = 0, # 0 returns features
 ) -> VisionTransformer:
     "The architecture of the bundled backbone, with random weights"
@@ -155,6 +155,7 @@ def load_backbone(
     pretrained: bool = True, # False gives random weights
 ) -> tuple[VisionTransformer, Preprocess]: # Frozen, in evaluation mode, returning features (b, d)
     "A frozen backbone and its preprocessing"
+    if weights is not None and not pretrained: raise ValueError(f'pretrained=False asks for random weights, got weights={str(weights)!r}.')
     device = device if isinstance(device, torch.device) else pick_device(device)
     if name != NANO: _check_name(name)
     elif weights is None: weights = ASSETS/'nano_vit.safetensors'
@@ -192,8 +193,9 @@ def extract(
     return summed(z)
 
 # %% ../nbs/02_backbone.ipynb #305fda34
-def _block_numbers(blocks: range|list|str) -> list:
-    "'4..11', '4' or numbers as a list"
+def _block_numbers(blocks: range|list|int|str) -> list:
+    "'4..11', '4', 4 or numbers as a list"
+    if isinstance(blocks, int): return [blocks]
     if not isinstance(blocks, str): found = list(blocks)
     else:
         first, dots, last = blocks.partition('..')
@@ -209,10 +211,11 @@ _THIRDS = {'attn.q': 0, 'attn.k': 1, 'attn.v': 2}
 def find_targets(
     model: VisionTransformer,
     targets: str|list = 'attn.qkv', # Names of layers in a block; several in a list or separated by commas
-    blocks: range|list|str|None = None, # Only these blocks, as numbers or as text: '4..11' (both ends included) or '4'; all by default
+    blocks: range|list|int|str|None = None, # Only these blocks, as numbers or as text: '4..11' (both ends included) or '4'; all by default
 ) -> dict: # Module path -> row ranges [(start, stop), ...] that are adapted, or None for the whole layer
     "The linear layers that targets name"
     targets = targets.replace(' ', '').split(',') if isinstance(targets, str) else list(targets)
+    if not targets: raise ValueError(f'targets must name at least one layer, got {targets}.')
     names = [n for n, m in model.blocks[0].named_modules() if isinstance(m, nn.Linear)]
     known = names + ([*_THIRDS] if 'attn.qkv' in names else [])
     for t in targets:

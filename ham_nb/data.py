@@ -28,7 +28,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import CIFAR100
@@ -46,6 +46,7 @@ class Images:
     def __post_init__(self):
         if len(self.x) != len(self.y): raise ValueError(f'{len(self.x)} images but {len(self.y)} labels.')
         if self.x.dtype != torch.uint8: raise ValueError(f'Images are kept as uint8, got {self.x.dtype}.')
+        if self.y.dtype != torch.int64: raise ValueError(f'Labels are kept as int64, got {self.y.dtype}.')
 
     def __len__(self) -> int: return len(self.y)
     def __getitem__(self, idx) -> 'Images': return Images(self.x[idx], self.y[idx], self.classes, self.flip)
@@ -58,12 +59,13 @@ def _for_testing(
     test_share: float, # Of every class
     seed: int,
 ) -> np.ndarray: # (n,) bool
-    "The same share of every class, at least one image, drawn at random"
+    "The same share of every class, drawn at random; at least one image, and not all"
+    if not 0 < test_share < 1: raise ValueError(f'test_share must lie in (0, 1), got {test_share}.')
     rng, test = np.random.RandomState(seed), np.zeros(len(y), bool)
     for c in np.unique(y).tolist():
         members = rng.permutation(np.flatnonzero(y == c))
         if len(members) < 2: raise ValueError(f'Class {classes[c]!r} has {len(members)} image, a split into train and test needs 2.')
-        test[members[:max(1, round(test_share * len(members)))]] = True
+        test[members[:min(len(members) - 1, max(1, round(test_share * len(members))))]] = True
     return test
 
 def split(
@@ -93,9 +95,13 @@ def _read_square(
     try:
         with Image.open(path) as im:
             im.draft('RGB', (size, size))  # lets the JPEG decoder skip detail that would be thrown away
-            im = ImageOps.fit(ImageOps.exif_transpose(im).convert('RGB'), (size, size), Image.Resampling.BICUBIC)
+            if im.mode in ('I', 'F'): raise OSError(f'its pixels are of mode {im.mode!r}, of a range that is not known')
+            im = ImageOps.exif_transpose(im)
+            if im.mode.startswith('I;16'): im = Image.fromarray((np.asarray(im) >> 8).astype(np.uint8))  # or all but the darkest would be white
+            if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
+            im = ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.BICUBIC)
         return np.asarray(im).transpose(2, 0, 1)
-    except (OSError, UnidentifiedImageError, SyntaxError) as e: raise ValueError(f'Cannot read the image {str(path)!r}: {e}') from e
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f'Cannot read the image {str(path)!r}: {e}') from e
 
 # %% ../nbs/01_data.ipynb #ece2473f
 def _read_files(
@@ -449,6 +455,12 @@ class TaskStream:
         if not 1 <= tasks <= n: raise ValueError(f'{n} classes cannot make {tasks} tasks.')
         if limit_per_class is not None and limit_per_class < 1:
             raise ValueError(f'limit_per_class must be at least 1, got {limit_per_class}.')
+        if train.classes != test.classes:
+            raise ValueError(f'train and test have different classes: {train.classes[:3]} and {test.classes[:3]} are the first.')
+        for part, images in (('training', train), ('test', test)):
+            found = set(images.y.tolist())
+            if odd := found - {*range(n)}: raise ValueError(f'{n} classes have labels 0 to {n - 1}, got a {part} image with label {min(odd)}.')
+            if none := {*range(n)} - found: raise ValueError(f'Class {train.classes[min(none)]!r} has no {part} image.')
         if seed is not None and not 0 <= seed < 2**32: raise ValueError(f'seed must lie in [0, 2**32), got {seed}.')
         order = np.arange(n) if seed is None else np.random.RandomState(seed).permutation(n)
         self.name, self.seed, self.limit_per_class, self.flip = name, seed, limit_per_class, train.flip
@@ -574,7 +586,8 @@ class Augment:
         g: torch.Generator, # On the CPU
     ) -> Tensor: # (b, 3, size, size) float in [0, 1]
         "Augment and resize a batch"
-        if x.shape[-1] > size: x = resize(x, size)  # shrinking needs the anti-aliased filter first
+        h, w = x.shape[-2:]
+        if w > size or h != w: x = resize(x, size)  # shrinking needs the anti-aliased filter first
         else: x = (x.float() / 255).expand(-1, 3, -1, -1)
         theta = self.theta(len(x), g).to(x.device, non_blocking=True)
         grid = F.affine_grid(theta, (len(x), 3, size, size), align_corners=False)

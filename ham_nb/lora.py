@@ -141,7 +141,7 @@ def adapt(
     targets: str|list = 'attn.qkv', # See `find_targets`
     rank: int = 8,
     scale: float = 1., # LoRA's alpha / r
-    blocks: range|list|str|None = None, # Only these blocks, see `find_targets`
+    blocks: range|list|int|str|None = None, # Only these blocks, see `find_targets`
 ) -> dict: # Module path -> LoRALinear
     "Put adapters on the target layers of a model"
     if worn := [path for path, m in model.named_modules() if isinstance(m, LoRALinear)]:
@@ -200,10 +200,13 @@ def merged(
 ):
     "Inside this context adapters are folded into the weights, and cost nothing"
     todo = {path: l for path, l in layers.items() if not l.merged}
+    if instead is not None and len(todo) < len(layers): raise ValueError(f'{len(layers) - len(todo)} layers are folded already, got another adapter to fold.')
     W0 = {path: l.base.weight.data for path, l in todo.items()}
-    for path, l in todo.items():
-        l.base.weight.data, l.merged = W0[path] + (instead[path] if instead else l.total()).delta(), True
-    try: yield
+    try:
+        for path, l in todo.items():
+            change = l.total() if instead is None else instead[path]
+            l.base.weight.data, l.merged = W0[path] + change.delta(), True
+        yield
     finally:
         for path, l in todo.items(): l.base.weight.data, l.merged = W0[path], False
 

@@ -46,7 +46,7 @@ def norm(p: LowRank) -> Tensor: # (...)
 def cosine(p: LowRank, q: LowRank) -> Tensor: # (...), in [-1, 1]; 0 where either matrix is zero
     "Cosine of the angle between two low-rank matrices"
     size = norm(p) * norm(q)
-    return torch.where(size > 0, inner(p, q) / size.clamp_min(torch.finfo(size.dtype).tiny), 0.)
+    return torch.where(size == 0, 0., inner(p, q) / size.clamp_min(torch.finfo(size.dtype).tiny))  # NaN stays NaN
 
 # %% ../nbs/00_lowrank.ipynb #beea516d
 def stack(
@@ -75,6 +75,7 @@ def concat(
 def svd(p: LowRank) -> tuple[Tensor, Tensor, Tensor]: # U (..., d, s), S (..., s) descending, V (..., k, s), s = min(d, k, r)
     "Singular value decomposition of `B @ A` from two thin QRs and one small SVD"
     A, B = (t.cpu() if t.device.type == 'mps' else t for t in (p.A, p.B))  # MPS has neither QR nor float64
+    A, B = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (A, B))  # and no device has a QR in half precision
     Qb, Rb = torch.linalg.qr(B)
     Qa, Ra = torch.linalg.qr(A.mT)
     U, S, Vh = torch.linalg.svd(Rb.double() @ Ra.mT.double(), full_matrices=False)  # small, so float64 costs little and rounds less
@@ -91,12 +92,12 @@ def truncate(
     if rank is not None and rank < 1: raise ValueError(f'rank must be at least 1, got {rank=}.')
     if energy is not None and not 0 < energy <= 1: raise ValueError(f'energy must lie in (0, 1], got {energy=}.')
     U, S, V = svd(p)
-    share = S.square().cumsum(-1) / S.square().sum(-1, keepdim=True).clamp_min(torch.finfo(S.dtype).tiny)
     s = S.shape[-1] if rank is None else min(rank, S.shape[-1])
     if energy is not None:
-        few_eps = 8 * torch.finfo(S.dtype).eps  # energy=1 means "all but rounding"
-        short = (share < energy - few_eps) & (S[..., :1] > 0)  # a zero matrix needs no rank
-        s = min(s, 1 + int(short.sum(-1).max()))
+        eps = torch.finfo(S.dtype).eps
+        left = S.square().flip(-1).cumsum(-1).flip(-1)  # the energy from each rank on, summed from the small end
+        allowed = ((1 - energy) * (1 + 8 * eps) + (eps * max(p.shape))**2) * left[..., :1]  # energy=1: all but rounding
+        s = min(s, max(1, int((left > allowed).sum(-1).max())))
     root = S[..., :s].sqrt()
     return LowRank((V[..., :s] * root[..., None, :]).mT, U[..., :s] * root[..., None, :]), S
 

@@ -11,7 +11,7 @@ __all__ = ['SPACES', 'check_keep', 'prune', 'Pruned', 'prune_lowrank', 'overlap'
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from .lowrank import LowRank, concat, norm, svd
+from .lowrank import LowRank, concat, norm, truncate
 
 # %% ../nbs/06_pruning.ipynb #18119940
 def check_keep(keep: float):
@@ -42,6 +42,12 @@ class Pruned:
 def _energy(p: LowRank) -> float: return float(norm(p)) ** 2
 
 # %% ../nbs/06_pruning.ipynb #4379cee2
+def _prune_own(t: Tensor, keep: float) -> Tensor:
+    "Prune among what is not zero: an adapter on two parts of a layer has zeros by construction"
+    own, pruned = t != 0, torch.zeros_like(t)
+    pruned[own] = prune(t[own], keep)
+    return pruned
+
 def prune_lowrank(
     p: LowRank,
     keep: float, # Fraction that stays, in (0, 1]
@@ -52,15 +58,13 @@ def prune_lowrank(
     if space not in SPACES: raise ValueError(f'Unknown pruning space {space!r}, known are {", ".join(SPACES)}.')
     if keep == 1: return Pruned(p, 1., 1., 0.)
     n = max(1, int(keep * p.rank))
-    if space == 'entries': q = LowRank(prune(p.A, keep), prune(p.B, keep))
+    if space == 'entries': q = LowRank(_prune_own(p.A, keep), _prune_own(p.B, keep))
     elif space == 'components':
         best = (p.A.norm(dim=1) * p.B.norm(dim=0)).argsort(descending=True, stable=True)[:n].sort().values
         q = LowRank(p.A[best], p.B[:, best])
-    else:
-        U, S, V = svd(p)
-        q = LowRank((V[:, :n] * S[:n].sqrt()).mT, U[:, :n] * S[:n].sqrt())
-    entries = p.A.numel() + p.B.numel()
-    kept = (q.A.count_nonzero() + q.B.count_nonzero()).item() / entries if space == 'entries' else q.rank / p.rank
+    else: q = truncate(p, n)[0]
+    before, after = (int(m.A.count_nonzero() + m.B.count_nonzero()) for m in (p, q))
+    kept = after / max(1, before) if space == 'entries' else q.rank / p.rank
     whole = _energy(p) or 1.
     return Pruned(q, kept, _energy(q) / whole, (_energy(concat([p, q], [1., -1.])) / whole) ** .5)
 

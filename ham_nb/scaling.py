@@ -1,4 +1,4 @@
-"""Importance scalars are folded into the factors, and start again at one
+"""Importance scalars are folded into the factors, and those of the groups start again at one
 
 Docs: https://ham-nb.github.io/ham_nb/scaling.html.md"""
 

@@ -17,7 +17,7 @@ def delta_cosine(p: dict, q: dict) -> Tensor: # Adapters: module path -> LowRank
     "Cosine of two adapters as one long vector over all layers"
     dot, pp, qq = sum(torch.stack([inner(P, Q).sum(), inner(P, P).sum(), inner(Q, Q).sum()]) for _, P, Q in stack(p, q))
     size = (pp.clamp_min(0) * qq.clamp_min(0)).sqrt()
-    return torch.where(size > 0, dot / size.clamp_min(torch.finfo(size.dtype).tiny), 0.)
+    return torch.where(size == 0, 0., dot / size.clamp_min(torch.finfo(size.dtype).tiny))  # NaN stays NaN
 
 def layer_cosine(p: dict, q: dict) -> Tensor: # One number in [-1, 1]
     "Mean of the cosines of each layer: large layers count no more than small ones"
