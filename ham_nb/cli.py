@@ -26,7 +26,7 @@ from fastcore.meta import delegates
 from fastcore.script import anno_parser
 from .backbone import NANO, load_backbone, pick_device, pick_precision, world
 from .baselines import make_method
-from .continual import begin, check_out, check_plan, holds_run, read_card, read_log, tested_blocks
+from .continual import begin, check_out, check_plan, group_label, holds_run, read_card, read_log, tested_blocks
 from .data import ARCHIVES, TaskStream
 from .ham import HAM
 from .heads import make_heads
@@ -70,7 +70,7 @@ _TASKS = {'cifar100': (10, 20, 50), 'cub200': (10, 20), 'tiny_imagenet': (10, 20
 PRESETS = {'demo': Preset('digits', 5, 'runs/demo', method='frozen,sequential,ham,frozen+ridge', head='prototype-fixed', keep=.05,
     epochs=6, lr=1e-2, min_zoom=.9, max_zoom=1.1, degrees=10., seed=0,
     note='The same head and settings for the first three. frozen+ridge needs no adaptation and is ahead where, as on digits, frozen '
-         'features nearly separate the classes; on CIFAR-100 at 96 pixels it is far behind (see the README).')}
+         'features nearly separate the classes; on CIFAR-100 at 96 pixels it is far behind (see Comparison in the docs).')}
 for dataset, counts in _TASKS.items():
     for tasks in counts:
         name = f'{dataset.replace("_", "-")}-{tasks}'
@@ -84,6 +84,8 @@ def learning_options(
     tasks: int = 5, # Number of tasks
     natural_order: bool = False, # Keep the natural order of the classes instead of shuffling them by the seed
     limit_per_class: int = None, # Use only the first so many training images of each class
+    load_size: int = None, # Side at which images of a folder are kept in memory; 256, or --image-size where that is larger
+    no_flip: bool = False, # Mirror no training image, as for text; digits and toy never are
     backbone: str = NANO, # Full tag of a timm ViT, or the bundled nano ViT
     weights: str = None, # Safetensors file with the backbone's weights, instead of a download
     image_size: int = None, # Side of the input in pixels; the backbone's own by default
@@ -105,7 +107,7 @@ def learning_options(
     boost: float = HAM.boost, # HAM: a new adapter's importance starts at boost / (1 + classes / fade), classes so far
     fade: float = HAM.fade, # HAM: classes at which half of boost is left; 0 keeps it
     anchor: float = HAM.anchor, # HAM: weight of the penalty on what training changes for the inputs of earlier tasks
-    head: str = 'discriminant', # linear, cosine, prototype, prototype-fixed (no drift), discriminant, ridge; after a comma, more to test
+    head: str = 'discriminant', # linear, cosine, prototype(-fixed: no drift), discriminant(-plain: no allowance), ridge; more after commas
     drift_views: int = 1, # Augmented copies of each image, beside itself, that show heads how features drift
     epochs: int = TrainConfig.epochs, # Passes through the images of a task
     bs: int = TrainConfig.bs, # Batch size, of all processes together
@@ -136,6 +138,7 @@ def train_options(
     download: bool = False, # Fetch the data set to --data-root first where it is not there
     dry_run: bool = False, # Print plan, parameters, steps and memory; train nothing
     out: str = 'runs/last', # Folder for the result card, checkpoints, log and figures
+    export: bool = False, # At the end write the plain model's weights to --out: model.safetensors
     resume: bool = False, # Continue the run in --out from its newest checkpoint
     overwrite: bool = False, # Replace the run in --out
     **kwargs
@@ -169,9 +172,9 @@ def train_config(o: dict) -> TrainConfig:
 
 def load_stream(o: dict, seed: int) -> TaskStream:
     "The data that parsed options name"
-    size = dict(size=max(256, o['image_size'] or 0)) if o['dataset'] in ('folder', 'cub200', 'imagenet_r') else {}
-    class_seed = None if o['natural_order'] else seed
-    return TaskStream.named(o['dataset'], o['data_root'], o['tasks'], class_seed, o['limit_per_class'], download=o['download'], **size)
+    size = dict(size=o['load_size'] or max(256, o['image_size'] or 0)) if o['dataset'] in ('folder', 'cub200', 'imagenet_r') else {}
+    class_seed, flip = None if o['natural_order'] else seed, False if o['no_flip'] else None
+    return TaskStream.named(o['dataset'], o['data_root'], o['tasks'], class_seed, o['limit_per_class'], o['download'], flip, **size)
 
 def combinations(o: dict) -> list: # (method with its head, seed, folder)
     "The runs that parsed options ask for: methods times seeds"
@@ -222,17 +225,11 @@ def _learn(run):
         tested = len(c['accuracy_matrix']) > before
         row, before = c['accuracy_matrix'][-1] if tested else [], len(c['accuracy_matrix'])
         this, mean = (f'{100 * x:.1f}%' for x in (row[-1], sum(row) / len(row))) if tested else ('-', '-')
-        group, seconds = _group(c['merge_reports'][-1]), c['seconds_per_task'][-1]
+        group, seconds = group_label(c['merge_reports'][-1]), c['seconds_per_task'][-1]
         print(f'{run.tasks_done - 1:>4}  {this:>9}  {mean:>10}  {group:>12}  {seconds:>7.1f}', flush=True)
     run.finish()
     if world()[0] == 0: draw_run(run.card, run.out)
     print()
-
-def _group(r: dict) -> str:
-    "How a task found its group, from its merge report"
-    if 'group' not in r: return '-'
-    how = 'new' if r['opened'] else 'forced' if r['forced'] else f'{max(r["similarities"]):.2f}'
-    return f'{r["group"]} ({how})'
 
 # %% ../nbs/17_cli.ipynb #c4f93240
 def draw_run(
@@ -251,6 +248,12 @@ def _save(path: Path):
     plt.close()
 
 # %% ../nbs/17_cli.ipynb #90400600
+def _planned(o: dict) -> tuple: # Device and precision
+    "As the run will have them; a GPU that is not here is taken for one with bf16"
+    if o['device'] == 'cuda' and not torch.cuda.is_available(): return 'cuda', pick_precision(torch.device('cpu'), o['precision'] or 'bf16')
+    device = pick_device(o['device'])
+    return device, pick_precision(device, o['precision'])
+
 def _sizes(o: dict, seed: int) -> list: # (train, test) of each task
     "Numbers of images; those of a benchmark are known before its data are there"
     if o['dataset'] not in ARCHIVES: return load_stream(o, seed).sizes()
@@ -265,19 +268,20 @@ def plan(o: dict) -> str: # Text
     "Steps, parameters and memory of a run, without its weights and without training; a benchmark's data may still be absent"
     wanted, train = combinations(o), train_config(o)
     check_methods(o)
-    device = pick_device(o['device'])
-    sizes, precision = _sizes(o, wanted[0][1]), pick_precision(device, o['precision'])
+    (device, precision), sizes = _planned(o), _sizes(o, wanted[0][1])
     model, pre = load_backbone(o['backbone'], image_size=o['image_size'], device='cpu', pretrained=False)
     whole, layers = sum(p.numel() for p in model.parameters()), adapt(model, o['targets'], o['rank'], o['scale'], o['blocks'])
-    _method(o, wanted[0][0]).begin_task(layers, 0, 0, lambda: model(torch.zeros(1, 3, pre.size, pre.size)))
-    params = trainable(layers)
+    method = next((m for name, _, _ in wanted if (m := _method(o, name)).trains), None)
+    if method: method.begin_task(layers, 0, 0, lambda: model(torch.zeros(1, 3, pre.size, pre.size)))
+    params = trainable(layers) if method else []
     steps = [train.epochs * math.ceil(n / train.bs) for n, _ in sizes]
     at_once = math.ceil(train.bs / (train.accumulate * world()[1]))
     memory = step_memory(model, params, pre.size, at_once, precision)
     rows = [('runs', ', '.join(str(out) for _, _, out in wanted)), ('data', f'{o["dataset"]}, {len(sizes)} tasks'),
             ('images of a task', f'{min(n for n, _ in sizes)} to {max(n for n, _ in sizes)} for training, {sizes[0][1]} for testing'),
             ('backbone', f'{o["backbone"]}, {pre.size} pixels, {whole:,} parameters, frozen'),
-            ('trained', f'{sum(p.numel() for p in params):,} parameters a task in {len(layers)} layers, and the rows of the head'),
+            ('trained', f'{sum(p.numel() for p in params):,} parameters a task in {len(layers)} layers ({method.name}), '
+                        'and the rows of the head' if method else 'nothing but the head'),
             ('steps', f'{max(steps)} a task, {sum(steps)} a run: {train.epochs} epochs, batches of {train.bs}'),
             ('memory', f'about {memory["total"] / 2**30:.2f} GB for a step in {precision} on {device}: ' + ', '.join(
                 f'{k} {v / 2**30:.2f}' for k, v in memory.items() if k != 'total') + f' ({at_once} images at once)')]
@@ -306,11 +310,13 @@ def _train(o: dict) -> int:
     for run in begin_runs(o):
         _print_settings(run)
         _learn(run)
+        if o['export'] and world()[0] == 0: print(f'{run.export()} written\n')
         outs.append(run.out)
     if world()[1] > 1: PartialState().wait_for_everyone()
     if len(outs) == 1: print(accuracy_table({str(outs[0]): read_card(outs[0])}))
     elif world()[0] == 0: report(outs, Path(o['out']))
-    if o['preset'] and (note := PRESETS[o['preset']].note): print('\n' + note)
+    note = PRESETS[o['preset']].note if o['preset'] else None
+    if note and o['method'] == PRESETS[o['preset']].method: print('\n' + note)
     if world()[1] > 1: PartialState().destroy_process_group()
     return 0
 
@@ -328,8 +334,10 @@ def find_cards(
         here = [f] if (f/'results.json').exists() else sorted(p.parent for p in f.rglob('results.json'))
         if not here: raise ValueError(f'{str(f)!r} holds no run (no results.json, here or below).')
         for d in here:
-            found[str(d)] = card = read_card(d)
-            if not card['accuracy_matrix']: raise ValueError(f'The run in {str(d)!r} was not tested yet.')
+            card = read_card(d)
+            if card['accuracy_matrix']: found[str(d)] = card
+            else: print(f'{str(d)!r} is left out: it was not tested yet.', file=sys.stderr)
+    if not found: raise ValueError(f'No run in {", ".join(map(repr, map(str, folders)))} was tested yet.')
     return found
 
 # %% ../nbs/17_cli.ipynb #0574a240

@@ -6,8 +6,8 @@ Docs: https://ham-nb.github.io/ham_nb/continual.html.md"""
 
 # %% auto #0
 __all__ = ['FIGURES', 'FORMAT', 'FAR', 'blocks_of_tasks', 'tested_blocks', 'block_name', 'accuracies', 'checkpoints',
-           'read_checkpoint', 'state_tensors', 'load_state', 'Run', 'read_log', 'read_card', 'holds_run', 'check_out',
-           'check_plan', 'begin', 'make_trackers', 'learn']
+           'read_checkpoint', 'state_tensors', 'load_state', 'Run', 'read_log', 'group_label', 'read_card', 'holds_run',
+           'check_out', 'check_plan', 'begin', 'make_trackers', 'learn']
 
 # %% ../nbs/13_continual.ipynb #3b59e0a7
 import json
@@ -29,7 +29,7 @@ from accelerate.utils import set_seed
 from fastcore.basics import patch
 from safetensors import SafetensorError
 import ham_nb
-from .backbone import NANO, Preprocess, compile_blocks, extract, first_block, load_backbone, world
+from .backbone import NANO, Preprocess, anywhere, compile_blocks, extract, first_block, load_backbone, pick_precision, world
 from .data import Augment, TaskStream
 from .ham import HAM
 from .heads import Head, make_heads
@@ -229,7 +229,7 @@ def learn_task(self: Run) -> dict: # The card
         seconds = time.perf_counter() - start
         rows = self._test(task)
         card = self._record(rows, report, trained, seconds, time.perf_counter() - start - seconds)
-        if asked() and self.tasks_done < len(self.stream): raise Stopped(f'Stopped after task {task}')
+        if anywhere(asked(), images.y.device): raise Stopped(f'Stopped after task {task}')
     return card
 
 # %% ../nbs/13_continual.ipynb #87ada9b2
@@ -326,12 +326,25 @@ def merged_model(self: Run) -> torch.nn.Module:
     weight, bias = self.head.linear() or (None, None)
     return fold_model(self.model, weight, bias)
 
+@patch
+def export(self: Run,
+    path: str|Path|None = None, # A safetensors file; `model.safetensors` in the run's folder by default
+) -> Path:
+    "Write the weights of the plain model, for `timm.create_model(backbone, num_classes=..., checkpoint_path=path)`"
+    if path is None and self.out is None: raise ValueError('This run has no folder to export to, give a path.')
+    path, c = Path(path or self.out/'model.safetensors'), self.card
+    about = {k: json.dumps(v) for k, v in dict(backbone=c['config']['backbone'], classes=c['classes'], **c['config']['preprocess']).items()}
+    _write(path, safetensors.torch.save({k: v.contiguous() for k, v in self.merged_model().state_dict().items()}, about))
+    return path
+
 # %% ../nbs/13_continual.ipynb #13453c90
 def _percent(x: float) -> str: return f'{100 * x:.1f}'
 
-def _group(report: dict) -> str:
-    if 'group' not in report: return '–'
-    return f'{report["group"]}{" (new)" if report["opened"] else " (forced)" if report["forced"] else ""}'
+def group_label(r: dict) -> str:
+    "How a task found its group, from its merge report: new, forced, or the similarity"
+    if 'group' not in r: return '-'
+    how = 'new' if r['opened'] else 'forced' if r['forced'] else f'{r["similarities"][r["group"]]:.2f}'
+    return f'{r["group"]} ({how})'
 
 @patch
 def table(self: Run) -> str:
@@ -339,7 +352,7 @@ def table(self: Run) -> str:
     R, reports, seconds = (self.card[k] for k in ('accuracy_matrix', 'merge_reports', 'seconds_per_task'))
     def row(i, block):
         cells = [block_name(block), '; '.join(self.stream.describe(t) for t in block), _percent(R[i][i]), _percent(R[-1][i]),
-                 ', '.join(_group(reports[t]) for t in block), f'{sum(seconds[t] for t in block):.1f}']
+                 ', '.join(group_label(reports[t]) for t in block), f'{sum(seconds[t] for t in block):.1f}']
         return f'| {" | ".join(cells)} |'
     header = ['| task | classes | when learnt (%) | now (%) | group | seconds |', '| --- | --- | --- | --- | --- | --- |']
     return '\n'.join(header + [row(i, block) for i, block in enumerate(tested_blocks(self.card))])
@@ -410,10 +423,17 @@ def _newest(out: Path) -> tuple[dict, dict]: # As `read_checkpoint`
         hint = f'remove it to go on from {older[-1].name!r}' if older else 'no other is left, start anew with overwrite'
         raise ValueError(f'{str(e).removesuffix(".")}: {hint}.') from e
 
+def _flat(config: dict): # Yields (name, value); those of a dictionary one by one
+    for k, v in config.items():
+        if isinstance(v, dict): yield from ((f'{k}.{i}', w) for i, w in v.items())
+        else: yield k, v
+
 def _same(out: Path, was: dict, now: dict):
     "Refuse to go on where settings or data differ"
-    for k, v in now['config'].items():
-        if (other := was['config'].get(k)) != v: raise ValueError(f'{str(out)!r} holds a run with {k}={other!r}, this one has {k}={v!r}.')
+    before = dict(_flat(was['config']))
+    for k, v in _flat(now['config']):
+        if k not in before: raise ValueError(f'{str(out)!r} holds a run of a version without the setting {k}: start anew with overwrite.')
+        if before[k] != v: raise ValueError(f'{str(out)!r} holds a run with {k}={before[k]!r}, this one has {k}={v!r}.')
     for k in ('classes', 'class_order', 'train_sizes', 'test_sizes'):
         if was[k] != now[k]: raise ValueError(f'{str(out)!r} holds a run with other {k} than this one.')
 
@@ -442,6 +462,7 @@ def check_plan(
     drift_views: int, # As for `begin`
 ):
     "Refuse what would only fail later"
+    if isinstance(method, str): raise ValueError(f'method is an object, as from make_method({method!r}), got a name.')
     if tasks > 1 and getattr(method, 'one_task', False):
         raise ValueError(f'The method {method.name!r} learns all classes in 1 task, got a stream of {tasks}.')
     if test_every < 1: raise ValueError(f'test_every must be at least 1, got {test_every}.')
@@ -478,11 +499,12 @@ def begin(
     method, out = method or HAM(), check_out(out, resume, overwrite)
     check_plan(len(stream), method, test_every, drift_views)
     model, pre = load_backbone(backbone, weights, image_size, device)
+    precision = pick_precision(next(model.parameters()).device, precision)
     layers, heads = adapt(model, targets, rank, scale, blocks), make_heads(head, model.num_features)
     first, *beside = heads
     config = dict(method=method.name, method_settings=method.settings, head=first, beside=beside, targets=targets, rank=rank, scale=scale,
                   blocks=sorted({int(path.split('.')[1]) for path in layers}),
-                  dataset=stream.name, tasks=len(stream), class_seed=stream.seed, limit_per_class=stream.limit_per_class,
+                  dataset=stream.name, tasks=len(stream), class_seed=stream.seed, limit_per_class=stream.limit_per_class, flip=stream.flip,
                   backbone=backbone, weights=weights and Path(weights).name, preprocess=asdict(pre),
                   train=asdict(train), seed=seed, precision=precision,
                   test_every=test_every, drift_views=drift_views)
@@ -501,7 +523,7 @@ def begin(
 def _clear(out: Path):
     "Make the folder; remove an earlier run"
     out.mkdir(parents=True, exist_ok=True)
-    for name in ('results.json', 'log.jsonl', *FIGURES): (out/name).unlink(missing_ok=True)
+    for name in ('results.json', 'log.jsonl', 'model.safetensors', *FIGURES): (out/name).unlink(missing_ok=True)
     for old in out.glob('state-*.safetensors*'): old.unlink()
 
 def make_trackers(

@@ -95,9 +95,9 @@ def _read_square(
     try:
         with Image.open(path) as im:
             im.draft('RGB', (size, size))  # lets the JPEG decoder skip detail that would be thrown away
-            if im.mode in ('I', 'F'): raise OSError(f'its pixels are of mode {im.mode!r}, of a range that is not known')
+            if im.mode in ('I', 'F'): raise OSError(f'its pixels are of mode {im.mode!r}')  # whose range nobody knows
             im = ImageOps.exif_transpose(im)
-            if im.mode.startswith('I;16'): im = Image.fromarray((np.asarray(im) >> 8).astype(np.uint8))  # or all but the darkest would be white
+            if im.mode.startswith('I;16'): im = Image.fromarray((np.asarray(im) >> 8).astype(np.uint8))  # convert would clip at 255
             if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
             im = ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.BICUBIC)
         return np.asarray(im).transpose(2, 0, 1)
@@ -113,7 +113,7 @@ def _read_files(
     n, free = sum(len(paths) for paths, _ in parts), psutil.virtual_memory().available
     if (need := n * 3 * size**2) > free:
         raise ValueError(f'{n:,} images of {size} x {size} pixels need {need / 1e9:.2f} GB of memory, '
-                         f'{free / 1e9:.2f} GB are available: lower size.')
+                         f'{free / 1e9:.2f} GB are available: lower size (--load-size).')
     def part(paths, y):
         x = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
         def read(i): x[i] = torch.from_numpy(_read_square(paths[i], size).copy())
@@ -440,6 +440,18 @@ def toy(
     classes = [f'{("stripes", "spot", "grain")[t % pairs]}{t // pairs}-{s}' for t in range(2 * pairs) for s in 'ab']
     return part(per_class), part(max(1, per_class // 2))
 
+# %% ../nbs/01_data.ipynb #4fc0ee5f
+def _check_classes(train: Images, test: Images):
+    "Refuse parts of other classes, labels of none, and classes of no image"
+    if train.classes != test.classes:
+        raise ValueError(f'train and test have different classes: {train.classes[:3]} and {test.classes[:3]} are the first.')
+    n = len(train.classes)
+    for part, images in (('training', train), ('test', test)):
+        found = set(images.y.tolist())
+        if odd := found - {*range(n)}:
+            raise ValueError(f'{n} classes have labels 0 to {n - 1}, got a {part} image with label {min(odd)}.')
+        if none := {*range(n)} - found: raise ValueError(f'Class {train.classes[min(none)]!r} has no {part} image.')
+
 # %% ../nbs/01_data.ipynb #4fc0ee60
 class TaskStream:
     "Tasks with disjoint classes, labels renumbered in the order of arrival"
@@ -450,25 +462,21 @@ class TaskStream:
         seed: int|None = None, # Of the class order; None keeps the natural order
         limit_per_class: int|None = None, # Use only the first so many training images of each class
         name: str = 'images', # Shown in tables and in the result card
+        flip: bool|None = None, # Mirror half of the images in training? None leaves it to `train`
     ):
         n = len(train.classes)
         if not 1 <= tasks <= n: raise ValueError(f'{n} classes cannot make {tasks} tasks.')
         if limit_per_class is not None and limit_per_class < 1:
             raise ValueError(f'limit_per_class must be at least 1, got {limit_per_class}.')
-        if train.classes != test.classes:
-            raise ValueError(f'train and test have different classes: {train.classes[:3]} and {test.classes[:3]} are the first.')
-        for part, images in (('training', train), ('test', test)):
-            found = set(images.y.tolist())
-            if odd := found - {*range(n)}: raise ValueError(f'{n} classes have labels 0 to {n - 1}, got a {part} image with label {min(odd)}.')
-            if none := {*range(n)} - found: raise ValueError(f'Class {train.classes[min(none)]!r} has no {part} image.')
+        _check_classes(train, test)
         if seed is not None and not 0 <= seed < 2**32: raise ValueError(f'seed must lie in [0, 2**32), got {seed}.')
         order = np.arange(n) if seed is None else np.random.RandomState(seed).permutation(n)
-        self.name, self.seed, self.limit_per_class, self.flip = name, seed, limit_per_class, train.flip
+        self.name, self.seed, self.limit_per_class, self.flip = name, seed, limit_per_class, train.flip if flip is None else flip
         self.class_order = order.tolist()                     # class_order[new label] = original label
         self.classes = [train.classes[c] for c in order]      # names in order of arrival
         self._labels = [range(p[0], p[-1] + 1) for p in np.array_split(np.arange(n), tasks)]
         position = torch.from_numpy(np.argsort(order))
-        self._train, self._test = (Images(i.x, position[i.y], self.classes, i.flip) for i in (train, test))
+        self._train, self._test = (Images(i.x, position[i.y], self.classes, self.flip) for i in (train, test))
 
     def __len__(self) -> int: return len(self._labels)
     def labels(self, task: int) -> range: return self._labels[task]
@@ -507,6 +515,7 @@ def named(cls: TaskStream,
     seed: int|None = None, # Of the class order; None keeps the natural order
     limit_per_class: int|None = None, # Use only the first so many training images of each class
     download: bool = False, # Fetch a benchmark that `root` does not hold yet
+    flip: bool|None = None, # Mirror half of the images in training? None leaves it to the data set: photographs, but not digits
     **kwargs, # For the source, such as `size` for a folder
 ) -> TaskStream:
     "A stream from a data set of this package"
@@ -516,7 +525,7 @@ def named(cls: TaskStream,
     elif download: raise ValueError(f'There is nothing to download for {name!r}, only for {", ".join(ARCHIVES)}.')
     args = (root,) if name in _NEEDS_ROOT else ()
     label = Path(root).name if name == 'folder' else name
-    return cls(*SOURCES[name](*args, **kwargs), tasks=tasks, seed=seed, limit_per_class=limit_per_class, name=label)
+    return cls(*SOURCES[name](*args, **kwargs), tasks=tasks, seed=seed, limit_per_class=limit_per_class, name=label, flip=flip)
 
 # %% ../nbs/01_data.ipynb #86089740
 @patch(cls_method=True)

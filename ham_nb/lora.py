@@ -200,7 +200,8 @@ def merged(
 ):
     "Inside this context adapters are folded into the weights, and cost nothing"
     todo = {path: l for path, l in layers.items() if not l.merged}
-    if instead is not None and len(todo) < len(layers): raise ValueError(f'{len(layers) - len(todo)} layers are folded already, got another adapter to fold.')
+    if instead is not None and len(todo) < len(layers):
+        raise ValueError(f'{len(layers) - len(todo)} layers are folded already, got another adapter to fold.')
     W0 = {path: l.base.weight.data for path, l in todo.items()}
     try:
         for path, l in todo.items():

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from .backbone import Preprocess, above, autocast, below, pick_precision, summed, world
+from .backbone import Preprocess, above, anywhere, autocast, below, pick_precision, summed, world
 from .data import Augment, Images, batches
 from .heads import Head
 
@@ -266,7 +266,7 @@ def _run_epoch(self: Loop, watch, task, bar):
         if done == steps: self._check_last(xb, yb)
         if watch.log and (done % watch.log_every == 0 or done == steps): self._log(watch, task)
         asked = watch.stopped()
-        if world()[1] > 1: asked = look and summed(torch.tensor(float(asked), device=self.device)) > 0  # all stop at the same step
+        if world()[1] > 1: asked = look and anywhere(asked, self.device)  # all stop at the same step
         if asked and done < steps:
             if watch.save: watch.save(*self.state())
             raise Stopped(f'Stopped in {self.name} after step {done} of {steps}')
@@ -299,17 +299,17 @@ def train_task(
     watch: Watch = Watch(), # Log, checkpoints, a request to stop
 ) -> dict: # `loss` and `accuracy`, means over the last epoch, `steps`, and `kept_bytes` where views are kept
     "Train the parameters and the head's rows on the classes of one task"
-    loop = Loop(model, pre, head, images, params, cfg, seed, precision, block, penalty)
-    loop.name = f'task {task}'
-    if watch.start: loop.load(*watch.start)
-    shown = show_progress() if progress is None else progress
+    shown, loop = show_progress() if progress is None else progress, None
     try:
+        loop = Loop(model, pre, head, images, params, cfg, seed, precision, block, penalty)
+        loop.name = f'task {task}'
+        if watch.start: loop.load(*watch.start)
         with tqdm(total=cfg.epochs * loop.per_epoch, initial=len(loop.losses), desc=loop.name, leave=False, disable=not shown) as bar:
             while loop.epoch < cfg.epochs: loop._run_epoch(watch, task, bar)
     except torch.cuda.OutOfMemoryError as e:
-        loop.undo()
+        if loop: loop.undo()
         parts = cfg.accumulate * world()[1]
-        raise OutOfMemory(f'{loop.device} has no memory left for {math.ceil(cfg.bs / parts)} images at once '
+        raise OutOfMemory(f'The device has no memory left for {math.ceil(cfg.bs / parts)} images at once '
                           f'(bs {cfg.bs} in {parts} parts): raise accumulate above {cfg.accumulate}, or lower bs.') from e
     loss, accuracy = (torch.stack(v[-loop.per_epoch:]).mean().item() for v in (loop.losses, loop.hits))
     kept = dict(kept_bytes=sum(v.nbytes for v in loop.views)) if loop.views else {}
