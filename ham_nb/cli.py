@@ -30,7 +30,7 @@ from .continual import begin, check_out, check_plan, group_label, holds_run, rea
 from .data import ARCHIVES, TaskStream
 from .ham import HAM
 from .heads import make_heads
-from .lora import adapt, trainable
+from .lora import adapt, merged, trainable
 from .plots import plot_accuracy_matrix, plot_curves, plot_losses, plot_timeline
 from .train import Diverged, OutOfMemory, Stopped, TrainConfig, step_memory
 
@@ -84,7 +84,7 @@ def learning_options(
     tasks: int = 5, # Number of tasks
     natural_order: bool = False, # Keep the natural order of the classes instead of shuffling them by the seed
     limit_per_class: int = None, # Use only the first so many training images of each class
-    load_size: int = None, # Side at which images of a folder are kept in memory; 256, or --image-size where that is larger
+    load_size: int = None, # Side at which photographs are kept in memory; 256, or --image-size where that is larger
     no_flip: bool = False, # Mirror no training image, as for text; digits and toy never are
     backbone: str = NANO, # Full tag of a timm ViT, or the bundled nano ViT
     weights: str = None, # Safetensors file with the backbone's weights, instead of a download
@@ -138,7 +138,7 @@ def train_options(
     download: bool = False, # Fetch the data set to --data-root first where it is not there
     dry_run: bool = False, # Print plan, parameters, steps and memory; train nothing
     out: str = 'runs/last', # Folder for the result card, checkpoints, log and figures
-    export: bool = False, # At the end write the plain model's weights to --out: model.safetensors
+    export: bool = False, # At the end write the plain model's weights to --out: merged.safetensors
     resume: bool = False, # Continue the run in --out from its newest checkpoint
     overwrite: bool = False, # Replace the run in --out
     **kwargs
@@ -172,7 +172,10 @@ def train_config(o: dict) -> TrainConfig:
 
 def load_stream(o: dict, seed: int) -> TaskStream:
     "The data that parsed options name"
-    size = dict(size=o['load_size'] or max(256, o['image_size'] or 0)) if o['dataset'] in ('folder', 'cub200', 'imagenet_r') else {}
+    size, photos = o['load_size'], ('folder', 'cub200', 'imagenet_r')
+    if size is not None and (size < 1 or o['dataset'] not in photos):
+        raise ValueError(f'load_size is a number of pixels for {", ".join(photos)}, got {size} for {o["dataset"]}.')
+    size = dict(size=size or max(256, o['image_size'] or 0)) if o['dataset'] in photos else {}
     class_seed, flip = None if o['natural_order'] else seed, False if o['no_flip'] else None
     return TaskStream.named(o['dataset'], o['data_root'], o['tasks'], class_seed, o['limit_per_class'], o['download'], flip, **size)
 
@@ -187,13 +190,14 @@ def combinations(o: dict) -> list: # (method with its head, seed, folder)
     return [(n, s, place(n, s)) for n in names for s in seeds]
 
 # %% ../nbs/17_cli.ipynb #f2285352
+def _head(o: dict, name: str): return name.partition('+')[2] or o['head']
 def _method(o: dict, name: str): return make_method(name.split('+')[0], o['tasks'], **{k: o[k] for k in HAM().settings})
 
 def check_methods(o: dict):
     "Refuse methods and heads that do not exist or do not fit the stream, before anything is loaded"
     for name, _, _ in combinations(o):
         check_plan(o['tasks'], _method(o, name), o['test_every'], o['drift_views'])
-        make_heads(name.partition('+')[2] or o['head'], 1)
+        make_heads(_head(o, name), 1)
 
 def begin_runs(o: dict): # Yields a `Run` for each combination, nothing learnt yet
     "From parsed options to runs that are ready to learn"
@@ -203,7 +207,7 @@ def begin_runs(o: dict): # Yields a `Run` for each combination, nothing learnt y
     for out, h in held.items(): check_out(out, h or o['resume'] and not any(held.values()), o['overwrite'])
     settings = dict(train=train, trackers=o['track'], compiled=o['compile'], **{k: o[k] for k in _RUN_SETTINGS})
     for name, seed, out in wanted:
-        stream, head = load_stream(o, seed), name.partition('+')[2] or o['head']
+        stream, head = load_stream(o, seed), _head(o, name)
         yield begin(stream, method=_method(o, name), head=head, seed=seed, out=out, resume=held[out], **settings)
 
 # %% ../nbs/17_cli.ipynb #1ec1fd74
@@ -250,7 +254,8 @@ def _save(path: Path):
 # %% ../nbs/17_cli.ipynb #90400600
 def _planned(o: dict) -> tuple: # Device and precision
     "As the run will have them; a GPU that is not here is taken for one with bf16"
-    if o['device'] == 'cuda' and not torch.cuda.is_available(): return 'cuda', pick_precision(torch.device('cpu'), o['precision'] or 'bf16')
+    if (o['device'] or '').startswith('cuda') and not torch.cuda.is_available():
+        return o['device'], pick_precision(torch.device('cpu'), o['precision'] or 'bf16')
     device = pick_device(o['device'])
     return device, pick_precision(device, o['precision'])
 
@@ -274,15 +279,17 @@ def plan(o: dict) -> str: # Text
     method = next((m for name, _, _ in wanted if (m := _method(o, name)).trains), None)
     if method: method.begin_task(layers, 0, 0, lambda: model(torch.zeros(1, 3, pre.size, pre.size)))
     params = trainable(layers) if method else []
-    steps = [train.epochs * math.ceil(n / train.bs) for n, _ in sizes]
+    rows = any(h.uses_rows for name, _, _ in wanted for h in make_heads(_head(o, name), 1).values())
+    epochs = train.epochs if method or rows else 0
+    steps = [epochs * math.ceil(n / train.bs) for n, _ in sizes]
     at_once = math.ceil(train.bs / (train.accumulate * world()[1]))
-    memory = step_memory(model, params, pre.size, at_once, precision)
+    with nullcontext() if params else merged(layers): memory = step_memory(model, params, pre.size, at_once, precision)
     rows = [('runs', ', '.join(str(out) for _, _, out in wanted)), ('data', f'{o["dataset"]}, {len(sizes)} tasks'),
             ('images of a task', f'{min(n for n, _ in sizes)} to {max(n for n, _ in sizes)} for training, {sizes[0][1]} for testing'),
             ('backbone', f'{o["backbone"]}, {pre.size} pixels, {whole:,} parameters, frozen'),
             ('trained', f'{sum(p.numel() for p in params):,} parameters a task in {len(layers)} layers ({method.name}), '
                         'and the rows of the head' if method else 'nothing but the head'),
-            ('steps', f'{max(steps)} a task, {sum(steps)} a run: {train.epochs} epochs, batches of {train.bs}'),
+            ('steps', f'{max(steps)} a task, {sum(steps)} a run: {epochs} epochs, batches of {train.bs}'),
             ('memory', f'about {memory["total"] / 2**30:.2f} GB for a step in {precision} on {device}: ' + ', '.join(
                 f'{k} {v / 2**30:.2f}' for k, v in memory.items() if k != 'total') + f' ({at_once} images at once)')]
     return '\n'.join(f'{k:<18}{v}' for k, v in rows)
@@ -306,12 +313,13 @@ def _train(o: dict) -> int:
     if o['deterministic']:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # what torch asks for
         torch.use_deterministic_algorithms(True)
-    outs = []
+    outs, last = [], combinations(o)[-1][2]
     for run in begin_runs(o):
         _print_settings(run)
         _learn(run)
         if o['export'] and world()[0] == 0: print(f'{run.export()} written\n')
         outs.append(run.out)
+        if run.asked and run.out != last: raise Stopped(f'Stopped after {str(run.out)!r}; --resume goes on with the others.')
     if world()[1] > 1: PartialState().wait_for_everyone()
     if len(outs) == 1: print(accuracy_table({str(outs[0]): read_card(outs[0])}))
     elif world()[0] == 0: report(outs, Path(o['out']))

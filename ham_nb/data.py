@@ -479,6 +479,8 @@ class TaskStream:
         self._train, self._test = (Images(i.x, position[i.y], self.classes, self.flip) for i in (train, test))
 
     def __len__(self) -> int: return len(self._labels)
+    @property
+    def shape(self) -> tuple: return tuple(self._train.x.shape[1:])  # (c, h, w)
     def labels(self, task: int) -> range: return self._labels[task]
     def sizes(self) -> list: # (train, test) number of images of each task
         "How many images each task has"

@@ -73,13 +73,13 @@ def concat(
 
 # %% ../nbs/00_lowrank.ipynb #8fd159ef
 def svd(p: LowRank) -> tuple[Tensor, Tensor, Tensor]: # U (..., d, s), S (..., s) descending, V (..., k, s), s = min(d, k, r)
-    "Singular value decomposition of `B @ A` from two thin QRs and one small SVD"
+    "Singular value decomposition of `B @ A` from two thin QRs and one small SVD; in float32 at least"
     A, B = (t.cpu() if t.device.type == 'mps' else t for t in (p.A, p.B))  # MPS has neither QR nor float64
     A, B = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (A, B))  # and no device has a QR in half precision
     Qb, Rb = torch.linalg.qr(B)
     Qa, Ra = torch.linalg.qr(A.mT)
     U, S, Vh = torch.linalg.svd(Rb.double() @ Ra.mT.double(), full_matrices=False)  # small, so float64 costs little and rounds less
-    return tuple(t.to(p.B) for t in (Qb @ U.to(Qb), S, Qa @ Vh.mT.to(Qa)))
+    return tuple(t.to(p.B.device, Qb.dtype) for t in (Qb @ U.to(Qb), S, Qa @ Vh.mT.to(Qa)))
 
 # %% ../nbs/00_lowrank.ipynb #507c02c5
 def truncate(
@@ -99,7 +99,7 @@ def truncate(
         allowed = ((1 - energy) * (1 + 8 * eps) + (eps * max(p.shape))**2) * left[..., :1]  # energy=1: all but rounding
         s = min(s, max(1, int((left > allowed).sum(-1).max())))
     root = S[..., :s].sqrt()
-    return LowRank((V[..., :s] * root[..., None, :]).mT, U[..., :s] * root[..., None, :]), S
+    return LowRank((V[..., :s] * root[..., None, :]).mT.to(p.A), (U[..., :s] * root[..., None, :]).to(p.B)), S
 
 # %% ../nbs/00_lowrank.ipynb #b47105c8
 def compress(

@@ -307,9 +307,11 @@ def train_task(
         with tqdm(total=cfg.epochs * loop.per_epoch, initial=len(loop.losses), desc=loop.name, leave=False, disable=not shown) as bar:
             while loop.epoch < cfg.epochs: loop._run_epoch(watch, task, bar)
     except torch.cuda.OutOfMemoryError as e:
-        if loop: loop.undo()
+        if not loop:
+            raise OutOfMemory(f'No memory is left for the images of task {task} and {cfg.views} views of them: lower views.') from e
+        loop.undo()
         parts = cfg.accumulate * world()[1]
-        raise OutOfMemory(f'The device has no memory left for {math.ceil(cfg.bs / parts)} images at once '
+        raise OutOfMemory(f'{loop.device} has no memory left for {math.ceil(cfg.bs / parts)} images at once '
                           f'(bs {cfg.bs} in {parts} parts): raise accumulate above {cfg.accumulate}, or lower bs.') from e
     loss, accuracy = (torch.stack(v[-loop.per_epoch:]).mean().item() for v in (loop.losses, loop.hits))
     kept = dict(kept_bytes=sum(v.nbytes for v in loop.views)) if loop.views else {}

@@ -550,3 +550,15 @@ def test_hidden_files_are_no_images(tmp_path):
         for i in range(2): (tmp_path/c/f'{i}.jpg').write_bytes(red(i))
         (tmp_path/c/'._0.jpg').write_bytes(b'no image')
     assert [len(part) for part in folder(tmp_path, size=8)] == [2, 2]
+
+def test_photographs_are_mirrored_unless_told_not_to(tmp_path):
+    for c in ('a', 'b'):
+        (tmp_path/c).mkdir()
+        for i in range(2): Image.new('RGB', (8, 8), 'red').save(tmp_path/c/f'{i}.png')
+    def stream(**o): return TaskStream.from_folder(tmp_path, tasks=2, size=8, **o)
+    assert stream().train(0).flip and not stream(flip=False).train(0).flip and not TaskStream.named('digits').train(0).flip
+
+@pytest.mark.parametrize('h, w', [(8, 32), (64, 8)])
+def test_images_that_are_not_square_get_no_border(h, w):
+    x = torch.full((2, 3, h, w), 255, dtype=torch.uint8)
+    assert (data.Augment(zoom=(1., 1.))(x, 32, torch.Generator().manual_seed(0)) > .999).all()

@@ -1,5 +1,7 @@
 "Presets, plans, sweeps, logs and trackers"
 import json
+import os
+import signal
 
 import pytest
 import timm
@@ -7,7 +9,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ham_nb import cli, data, train
+from ham_nb import cli, continual, data, train
 from ham_nb.backbone import NANO
 from ham_nb.cli import PRESETS, begin_runs, parse, report_command, train_command, train_options
 from ham_nb.continual import read_log
@@ -82,7 +84,28 @@ def test_the_plan_counts_what_training_counts(tmp_path, capsys):
     steps = [t['steps'] for t in json.loads((tmp_path/'results.json').read_text())['training']]
     assert f'{max(steps)} a task, {sum(steps)} a run' in shown
 
+def test_a_plan_needs_no_gpu(capsys):
+    assert train_command([*TINY, '--dry-run', '--device', 'cuda:1']) == 0
+    assert 'on cuda:1' in capsys.readouterr().out
+
+def test_the_plan_of_what_trains_nothing(capsys):
+    assert train_command([*TINY, '--dry-run', '--method', 'frozen']) == 0
+    shown = capsys.readouterr().out
+    assert 'nothing but the head' in shown and '0 a task, 0 a run' in shown and 'activations 0.00' in shown
+    assert train_command([*TINY, '--dry-run', '--method', 'frozen', '--head', 'linear']) == 0
+    assert '12 a task, 24 a run' in capsys.readouterr().out
+
 # -- sweeps
+
+def test_a_signal_in_the_last_task_ends_a_sweep_after_its_run(tmp_path, capsys, monkeypatch):
+    test = continual.accuracies
+    def ask(model, pre, layers, heads, stream, upto, *rest):
+        if upto == 1: os.kill(os.getpid(), signal.SIGTERM)
+        return test(model, pre, layers, heads, stream, upto, *rest)
+    monkeypatch.setattr(continual, 'accuracies', ask)
+    assert train_command([*TINY, '--method', 'frozen,ham', '--export', '--out', str(tmp_path)]) == 130
+    assert (tmp_path/'frozen/merged.safetensors').exists() and not (tmp_path/'ham').exists()
+    assert train_command([*TINY, '--method', 'frozen', '--out', str(tmp_path/'alone')]) == 0
 
 def test_a_sweep_is_a_list_of_runs(tmp_path, capsys):
     sweep = [*TINY, '--method', 'frozen,ham', '--seeds', '0,1', '--out', str(tmp_path/'sweep')]
@@ -98,6 +121,20 @@ def test_a_sweep_is_a_list_of_runs(tmp_path, capsys):
 def test_seeds_that_are_none(seeds, word, tmp_path, capsys):
     assert train_command([*TINY, '--seeds', seeds, '--out', str(tmp_path/'run')]) == 2
     assert word in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('size, dataset', [('0', 'folder'), ('64', 'toy')])
+def test_load_size_is_for_photographs(size, dataset, tmp_path, capsys):
+    given = ['--dataset', dataset, '--data-root', str(tmp_path), '--load-size', size, '--out', str(tmp_path/'run')]
+    assert train_command([*TINY, *given]) == 2
+    assert f'got {size} for {dataset}' in capsys.readouterr().err
+
+@pytest.mark.parametrize('changed, word', [(['--epochs', '3'], 'train.epochs=2, this one has train.epochs=3'),
+                                           (['--boost', '2'], 'method_settings.boost=8.0'), (['--precision', 'bf16'], "precision='fp32'")])
+def test_resume_names_the_setting_that_differs(changed, word, tmp_path, capsys):
+    run = [*TINY, '--precision', 'fp32', '--out', str(tmp_path)]
+    assert train_command(run) == 0
+    assert train_command([*run, '--resume', *changed]) == 2
+    assert word in capsys.readouterr().err
 
 # -- watching
 
@@ -135,6 +172,15 @@ def test_report_draws_losses(tmp_path, capsys):
     assert report_command([str(tmp_path)]) == 0
     with Image.open(tmp_path/'losses.png') as im: assert min(im.size) > 100
     assert 'losses.png' in (tmp_path/'report.md').read_text()
+
+def test_report_leaves_out_what_was_not_tested(tmp_path, capsys):
+    for name in ('short', 'long'): assert train_command([*TINY, '--method', 'frozen', '--out', str(tmp_path/name)]) == 0
+    card = json.loads((tmp_path/'short/results.json').read_text())
+    (tmp_path/'short/results.json').write_text(json.dumps(card | dict(accuracy_matrix=[], metrics={})))
+    assert report_command([str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "short' is left out" in shown.err and 'long |' in shown.out and 'short |' not in shown.out.splitlines()[-3]
+    assert report_command([str(tmp_path/'short')]) == 2
 
 def test_deterministic_asks_torch(tmp_path, monkeypatch):
     asked = []

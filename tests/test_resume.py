@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 import ham_nb
+from ham_nb import train
 from ham_nb.cli import train_command
-from ham_nb.continual import checkpoints, learn, read_log
+from ham_nb.continual import begin, checkpoints, learn, read_log
 from ham_nb.data import TaskStream
 from ham_nb.ham import HAM
-from ham_nb.train import Loop, Stopped, TrainConfig
+from ham_nb.train import Loop, OutOfMemory, Stopped, TrainConfig
 
 FOUR = ('--dataset toy --tasks 4 --natural-order --epochs 4 --bs 8 --save-every 1 --device cpu').split()
 TIMES = ('seconds_per_task', 'seconds_testing')  # of all that a card holds, what two runs cannot share
@@ -144,6 +145,12 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, capsys):
     assert train_command([*FOUR, '--accumulate', '2', '--out', str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and '4 images at once' in err and 'accumulate above 2' in err and 'bs 8' in err
+
+def test_no_room_for_views_names_them(tmp_path, monkeypatch):
+    def full(*args): raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+    monkeypatch.setattr(train, '_keep_views', full)
+    run = begin(TaskStream.named('toy', tasks=2), blocks=4, device='cpu', train=TrainConfig(views=2))
+    with pytest.raises(OutOfMemory, match='2 views of them: lower views'): run.learn_task()
 
 def test_a_line_cut_short_is_no_line_of_the_log(tmp_path):
     (tmp_path/'log.jsonl').write_text('{"task": 0, "step": 20}\n{"task": 0, "st')
