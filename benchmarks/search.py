@@ -10,7 +10,6 @@ from multiprocessing import get_context
 
 import torch
 
-from ham_nb.backbone import pick_device, pick_precision
 from ham_nb.continual import begin
 from ham_nb.heads import DiscriminantHead
 
@@ -63,9 +62,9 @@ def plan() -> list:
 def measure(t: Trial, o: argparse.Namespace) -> dict:
     "One row: the figures under each allowance"
     torch.set_num_threads(1)
-    e, device = t.experiment(), pick_device(o.device)
-    run = begin(e.stream(o.data_root), method=e.make_method(), weights=o.weights, progress=False, device=str(device),
-                precision=pick_precision(device, o.precision), **e.settings() | dict(head='discriminant'))
+    e = t.experiment()
+    run = begin(e.stream(o.data_root), method=e.make_method(), weights=o.weights, progress=False, device=o.device, precision=o.precision,
+                **e.settings() | dict(head='discriminant'))
     run.beside = {f'{a:g}': DiscriminantHead(run.model.num_features, allowance=a) for a in ALLOWANCES}
     while run.tasks_done < len(run.stream): c = run.learn_task()
     found = {a: [f['metrics'][k] for k in FIGURES] for a, f in c['beside'].items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ham_nb.backbone import PRECISIONS, pick_device, pick_precision
+from ham_nb.backbone import PRECISIONS
 from ham_nb.continual import Run, begin, holds_run
 
 from .experiments import BACKBONE, EXPERIMENTS, Experiment
@@ -98,9 +98,8 @@ def measure(name: str, e: Experiment, o: argparse.Namespace):
     out = o.runs/name
     held = holds_run(out)
     resume = held and e.method != 'folded'  # what was folded into the backbone is in no checkpoint
-    device = pick_device(o.device)
     run = begin(e.stream(o.data_root), method=e.make_method(), weights=o.weights, out=out, resume=resume, overwrite=held and not resume,
-                progress=False, device=str(device), precision=pick_precision(device, o.precision), **e.settings())
+                progress=False, device=o.device, precision=o.precision, **e.settings())
     while run.tasks_done < len(run.stream):
         run.learn_task()
         print(f'{name}: {run.tasks_done} of {len(run.stream)} tasks', flush=True)

@@ -175,9 +175,9 @@ def load_stream(o: dict, seed: int) -> TaskStream:
     size, photos = o['load_size'], ('folder', 'cub200', 'imagenet_r')
     if size is not None and (size < 1 or o['dataset'] not in photos):
         raise ValueError(f'load_size is a number of pixels for {", ".join(photos)}, got {size} for {o["dataset"]}.')
-    size = dict(size=size or max(256, o['image_size'] or 0)) if o['dataset'] in photos else {}
+    kept = dict(size=size or max(256, o['image_size'] or 0)) if o['dataset'] in photos else {}
     class_seed, flip = None if o['natural_order'] else seed, False if o['no_flip'] else None
-    return TaskStream.named(o['dataset'], o['data_root'], o['tasks'], class_seed, o['limit_per_class'], o['download'], flip, **size)
+    return TaskStream.named(o['dataset'], o['data_root'], o['tasks'], class_seed, o['limit_per_class'], o['download'], flip, **kept)
 
 def combinations(o: dict) -> list: # (method with its head, seed, folder)
     "The runs that parsed options ask for: methods times seeds"
@@ -323,8 +323,8 @@ def _train(o: dict) -> int:
     if world()[1] > 1: PartialState().wait_for_everyone()
     if len(outs) == 1: print(accuracy_table({str(outs[0]): read_card(outs[0])}))
     elif world()[0] == 0: report(outs, Path(o['out']))
-    note = PRESETS[o['preset']].note if o['preset'] else None
-    if note and o['method'] == PRESETS[o['preset']].method: print('\n' + note)
+    preset = PRESETS.get(o['preset'])
+    if preset and preset.note and o['method'] == preset.method: print('\n' + preset.note)
     if world()[1] > 1: PartialState().destroy_process_group()
     return 0
 

@@ -512,8 +512,7 @@ def begin(
                   dataset=stream.name, tasks=len(stream), class_seed=stream.seed, limit_per_class=stream.limit_per_class,
                   flip=stream.flip, image_shape=stream.shape,
                   backbone=backbone, weights=weights and Path(weights).name, preprocess=asdict(pre),
-                  train=asdict(train), seed=seed, precision=precision,
-                  test_every=test_every, drift_views=drift_views)
+                  train=asdict(train), seed=seed, precision=precision, test_every=test_every, drift_views=drift_views)
     set_seed(seed)  # for what a method may draw from generators that programs share
     card = _new_card(stream, config, next(model.parameters()).device)
     run = Run(stream, model, pre, layers, heads.pop(first), method, train, seed, card, precision, out, progress, save_every,
