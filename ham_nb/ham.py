@@ -35,9 +35,9 @@ class HAM:
     merge: str = 'sum' # A group is the 'sum' of its members or their 'mean'
     group_rank: int|None = None # Largest rank of a group; None is twice the largest rank of an adapter in any layer, 0 concatenates exactly
     energy: float|None = None # And: the share of the energy that a group keeps
-    boost: float = 8. # Importance starts at boost / (1 + classes / fade), classes of the task and all before; in the paper at 1
+    boost: float = 8. # Importance starts at boost / (1 + classes / fade), classes of the task and all before
     fade: float = 6. # Classes at which half of `boost` is left; 0 keeps it
-    anchor: float = 0. # Weight of a penalty on what training changes for the inputs of earlier tasks, which is not in the paper
+    anchor: float = 0. # Weight of a penalty on what training changes for the inputs of earlier tasks
     reports: list = field(default_factory=list, repr=False) # One merge report per task
     stats: dict = field(default_factory=dict, repr=False) # Module path -> (k, k), second moments of inputs of all tasks, for `anchor`
 
@@ -52,7 +52,10 @@ class HAM:
         for what, value in (('anchor', self.anchor), ('fade', self.fade)):
             if not value >= 0: raise ValueError(f'{what} must be at least 0, got {value}.')
         if not self.boost > 0: raise ValueError(f'boost must be above 0, got {self.boost}.')
-        if self.similarity == 'B' and (self.group_rank != 0 or self.energy or self.prune != 'entries'): raise ValueError(
+        if self.similarity == 'B' and self.start != 'shared': raise ValueError(
+            f"similarity 'B' compares columns of B, which takes the same A for all: it needs start='shared', got {self.start!r}.")
+        by_ranks = self.prune != 'entries' and self.keep < 1
+        if self.similarity == 'B' and (self.group_rank != 0 or self.energy or by_ranks): raise ValueError(
             "similarity 'B' compares columns of B, which a rank budget and pruning by ranks mix: it needs group_rank=0, "
             f"no energy and prune='entries', got {self.group_rank}, {self.energy} and {self.prune!r}.")
 

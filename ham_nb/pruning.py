@@ -65,7 +65,7 @@ def prune_lowrank(
     else: q = truncate(p, n)[0]
     before, after = (int(m.A.count_nonzero() + m.B.count_nonzero()) for m in (p, q))
     kept = after / max(1, before) if space == 'entries' else q.rank / p.rank
-    whole = _energy(p) or 1.
+    if not (whole := _energy(p)): return Pruned(q, kept, 1., 0.)  # of nothing, nothing is lost
     return Pruned(q, kept, _energy(q) / whole, (_energy(concat([p, q], [1., -1.])) / whole) ** .5)
 
 # %% ../nbs/06_pruning.ipynb #f0503a70
@@ -87,8 +87,9 @@ def prune_adapter(
     "Prune every layer of an adapter by the same fraction"
     done = {path: prune_lowrank(p, keep, space) for path, p in adapter.items()}
     whole = {path: _energy(p) for path, p in adapter.items()}
-    total = sum(whole.values()) or 1.
+    total = sum(whole.values())
+    share = {path: w / total if total else 1 / len(done) for path, w in whole.items()}
     return {path: d.p for path, d in done.items()}, dict(
         kept=sum(d.kept for d in done.values()) / len(done),
-        kept_energy=sum(d.energy * whole[path] for path, d in done.items()) / total,
-        prune_error=(sum(d.error**2 * whole[path] for path, d in done.items()) / total) ** .5)
+        kept_energy=sum(d.energy * share[path] for path, d in done.items()),
+        prune_error=sum(d.error**2 * share[path] for path, d in done.items()) ** .5)

@@ -21,9 +21,10 @@ def vit():
 
 @pytest.fixture
 def pretend_training():
-    "Moves what training moves: B of the current adapter and all importance scalars"
+    "Moves what training moves: A and B of the current adapter and all importance scalars"
     def move(layers):
         for l in layers.values():
             nn.init.normal_(l.B, std=.05)
+            l.A.data += .05 * torch.randn_like(l.A)
             nn.init.normal_(l.importance, mean=1, std=.3)
     return move

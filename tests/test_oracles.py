@@ -17,7 +17,7 @@ from ham_nb.ham import HAM
 from ham_nb.lora import LoRALinear, adapt, merged, set_groups, trainable
 from ham_nb.lowrank import LowRank, compress, concat, cosine, inner, norm, svd
 from ham_nb.merging import combine, merged_model
-from ham_nb.pruning import prune, prune_lowrank
+from ham_nb.pruning import SPACES, prune, prune_adapter, prune_lowrank
 from ham_nb.similarity import similarity
 
 f64 = dict(dtype=torch.float64)
@@ -342,9 +342,12 @@ def test_kept_energy_and_error_equal_dense(space, keep):
         best = sizes.argsort(descending=True)[:max(1, int(keep * 5))]
         assert_close(Q, p.B[:, best] @ p.A[best], **close)
 
-def test_keeping_all_of_an_untrained_adapter_keeps_all():
-    done = prune_lowrank(LowRank(torch.randn(3, 8), torch.zeros(6, 3)), 1.)
-    assert (done.kept, done.energy, done.error) == (1., 1., 0.)
+@pytest.mark.parametrize('space', SPACES)
+@pytest.mark.parametrize('keep', [1., .5])
+def test_of_an_untrained_adapter_nothing_is_lost(keep, space):
+    nothing = LowRank(torch.randn(4, 8), torch.zeros(6, 4))
+    done, (_, report) = prune_lowrank(nothing, keep, space), prune_adapter({'a': nothing, 'b': nothing}, keep, space)
+    assert (done.energy, done.error) == (report['kept_energy'], report['prune_error']) == (1., 0.)
 
 # -- metrics
 
