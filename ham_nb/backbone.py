@@ -136,6 +136,7 @@ def _build(name: str, size: int|None, pretrained: bool) -> VisionTransformer:
         raise ValueError(f'The weights of {name!r} could not be downloaded, give a local file (weights, or --weights): '
                          f'{str(e).splitlines()[0]}') from e
     if not isinstance(model, VisionTransformer): raise ValueError(f'{name!r} is not a vision transformer (timm VisionTransformer).')
+    if hasattr(model, 'head_dist'): raise ValueError(f'{name!r} has two classifiers, for distillation, which is not supported.')
     return model
 
 # %% ../nbs/02_backbone.ipynb #93ead260

@@ -207,8 +207,8 @@ def begin_runs(o: dict): # Yields a `Run` for each combination, nothing learnt y
     for out, h in held.items(): check_out(out, h or o['resume'] and not any(held.values()), o['overwrite'])
     settings = dict(train=train, trackers=o['track'], compiled=o['compile'], **{k: o[k] for k in _RUN_SETTINGS})
     for name, seed, out in wanted:
-        stream, head = load_stream(o, seed), _head(o, name)
-        yield begin(stream, method=_method(o, name), head=head, seed=seed, out=out, resume=held[out], **settings)
+        # no name for the stream, which would hold its images while the next ones are read
+        yield begin(load_stream(o, seed), method=_method(o, name), head=_head(o, name), seed=seed, out=out, resume=held[out], **settings)
 
 # %% ../nbs/17_cli.ipynb #1ec1fd74
 def _print_settings(run):
@@ -320,6 +320,7 @@ def _train(o: dict) -> int:
         if o['export'] and world()[0] == 0: print(f'{run.export()} written\n')
         outs.append(run.out)
         if run.asked and run.out != last: raise Stopped(f'Stopped after {str(run.out)!r}; --resume goes on with the others.')
+        del run  # before the images of the next one are read
     if world()[1] > 1: PartialState().wait_for_everyone()
     if len(outs) == 1: print(accuracy_table({str(outs[0]): read_card(outs[0])}))
     elif world()[0] == 0: report(outs, Path(o['out']))
@@ -376,7 +377,7 @@ def report(
         plot_losses(logs)
         _save(out/'losses.png')
     figures = ['curves.png', *['losses.png'] * bool(logs)]
-    (out/'report.md').write_text(accuracy_table(cards) + ''.join(f'\n\n![]({f})' for f in figures) + '\n')
+    (out/'report.md').write_text(accuracy_table(cards) + ''.join(f'\n\n![]({f})' for f in figures) + '\n', encoding='utf-8')
     print(accuracy_table(cards) + f'\n\n{", ".join(str(out/f) for f in ["report.md", *figures])} written')
 
 # %% ../nbs/17_cli.ipynb #377dbdc0

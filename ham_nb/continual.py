@@ -16,6 +16,7 @@ import platform
 import signal
 import sys
 import time
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 import ham_nb
 from .backbone import NANO, Preprocess, anywhere, compile_blocks, extract, first_block, load_backbone, pick_precision, world
-from .data import Augment, TaskStream
+from .data import Augment, TaskStream, md5_of
 from .ham import HAM
 from .heads import Head, make_heads
 from .lora import adapt, merged, set_groups, trainable
@@ -103,7 +104,7 @@ def checkpoints(out: Path) -> list: # The newest last
 def read_checkpoint(path: Path) -> tuple[dict, dict]: # Tensors; `card`, and `loop`: numbers of the loop, or of the generators alone
     "One checkpoint, refused where it is damaged or not of this format"
     try:
-        with safetensors.safe_open(path, 'pt') as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        with safetensors.safe_open(path, 'pt') as f: tensors, meta = {k: f.get_tensor(k).clone() for k in f.keys()}, f.metadata() or {}
         header = json.loads(meta.get('ham_nb', '{}'))
     except (SafetensorError, OSError, ValueError) as e: raise ValueError(f'The state {str(path)!r} cannot be read: {e}') from e
     if (found := header.get('format')) != FORMAT:
@@ -147,7 +148,7 @@ def load_state(
     device = next(iter(layers.values())).A.device
     further = [(h, f'beside.{name}.') for name, h in (beside or {}).items()]
     for owner, prefix in ((head, 'head.'), (method, 'method.'), *further):
-        if found := {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}: owner.stats = found
+        if owner is not None: owner.stats = {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
 
 # %% ../nbs/13_continual.ipynb #7e1d33fe
 FAR = Augment(zoom=(.5, 1.), degrees=180., flip=True, colours=True)
@@ -221,10 +222,10 @@ def learn_task(self: Run) -> dict: # The card
     before = torch.cat([self.features(images), *self.views(images)]) if follow else None
     probe = images[::max(1, len(images) // 256)]  # images are sorted by class: take some of each
     def features(): return extract(self.model, self.pre, probe, precision=self.precision)
-    self.method.begin_task(self.layers, task, self.seed, features, self.stream.labels(task).stop)
-    for h in self.heads.values(): h.begin_task(len(self.stream.labels(task)), images.y.device)
-    for h in self.beside.values(): h.rows = self.head.rows
-    with _ask_to_stop(self) as asked:
+    with _ask_to_stop(self) as asked, self._all_or_nothing(task):
+        self.method.begin_task(self.layers, task, self.seed, features, self.stream.labels(task).stop)
+        for h in self.heads.values(): h.begin_task(len(self.stream.labels(task)), images.y.device)
+        for h in self.beside.values(): h.rows = self.head.rows
         trained = self._train(images, task, asked) if self.method.trains or any(h.uses_rows for h in self.heads.values()) else {}
         report = self.method.end_task(self.layers, task, features)
         self._teach_heads(images, before)
@@ -236,6 +237,18 @@ def learn_task(self: Run) -> dict: # The card
     return card
 
 # %% ../nbs/13_continual.ipynb #87ada9b2
+@patch
+@contextmanager
+def _all_or_nothing(self: Run, task):
+    "Whatever interrupts the task, leave the run as the last task left it, so that this one can be learnt again"
+    try: yield
+    except BaseException:
+        if self.tasks_done == task:
+            load_state(self.layers, self.head, self.boundary, self.method, self.beside)
+            for k in ('merge_reports', 'training'): del self.card[k][task:]
+            if hasattr(self.method, 'reports'): self.method.reports = list(self.card['merge_reports'])
+        raise
+
 @patch
 def _teach_heads(self: Run, images, before):
     "Let every head keep what it needs of the task"
@@ -326,6 +339,7 @@ def finish(self: Run):
 @patch
 def merged_model(self: Run) -> torch.nn.Module:
     "The plain timm model with everything folded in, with the classifier where the head is linear"
+    if not self.tasks_done: raise ValueError('There is no model to merge before the first task is learnt.')
     weight, bias = self.head.linear() or (None, None)
     return fold_model(self.model, weight, bias)
 
@@ -335,11 +349,10 @@ def export(self: Run,
 ) -> Path:
     "Write the weights of the plain model, for `timm.create_model(backbone, num_classes=..., checkpoint_path=path)`"
     if path is None and self.out is None: raise ValueError('This run has no folder to export to, give a path.')
-    if not self.tasks_done: raise ValueError('There is nothing to export before the first task is learnt.')
-    path, c = Path(path or self.out/EXPORTED), self.card
+    path, c, model = Path(path or self.out/EXPORTED), self.card, self.merged_model()
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {k: json.dumps(v) for k, v in dict(backbone=c['config']['backbone'], classes=c['classes'], **c['config']['preprocess']).items()}
-    _write(path, safetensors.torch.save({k: v.contiguous() for k, v in self.merged_model().state_dict().items()}, about))
+    _write(path, safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}, about))
     return path
 
 # %% ../nbs/13_continual.ipynb #13453c90
@@ -467,11 +480,16 @@ def check_plan(
     drift_views: int, # As for `begin`
 ):
     "Refuse what would only fail later"
-    if isinstance(method, str): raise ValueError(f'method is an object, as from make_method({method!r}), got a name.')
+    if isinstance(method, (str, type)): raise ValueError(f'method is an object, such as HAM() or make_method("ties"), got {method!r}.')
     if tasks > 1 and getattr(method, 'one_task', False):
         raise ValueError(f'The method {method.name!r} learns all classes in 1 task, got a stream of {tasks}.')
     if test_every < 1: raise ValueError(f'test_every must be at least 1, got {test_every}.')
     if drift_views < 0: raise ValueError(f'drift_views must be at least 0, got {drift_views}.')
+
+def _warn_of_lone_classes(stream, method):
+    alone = sum(len(stream.labels(t)) == 1 for t in range(len(stream)))
+    if alone and method.trains: warnings.warn(
+        f'{alone} of {len(stream)} tasks have a single class: with nothing to tell it from, their adapters do not learn.')
 
 # %% ../nbs/13_continual.ipynb #032d811c
 def begin(
@@ -503,6 +521,7 @@ def begin(
     "Check everything, load everything, learn nothing yet"
     method, out = method or HAM(), check_out(out, resume, overwrite)
     check_plan(len(stream), method, test_every, drift_views)
+    _warn_of_lone_classes(stream, method)
     model, pre = load_backbone(backbone, weights, image_size, device)
     precision = pick_precision(next(model.parameters()).device, precision)
     layers, heads = adapt(model, targets, rank, scale, blocks), make_heads(head, model.num_features)
@@ -511,7 +530,7 @@ def begin(
                   blocks=sorted({int(path.split('.')[1]) for path in layers}),
                   dataset=stream.name, tasks=len(stream), class_seed=stream.seed, limit_per_class=stream.limit_per_class,
                   flip=stream.flip, image_shape=stream.shape,
-                  backbone=backbone, weights=weights and Path(weights).name, preprocess=asdict(pre),
+                  backbone=backbone, weights=weights and f'{Path(weights).name} (md5 {md5_of(weights)[:12]})', preprocess=asdict(pre),
                   train=asdict(train), seed=seed, precision=precision, test_every=test_every, drift_views=drift_views)
     set_seed(seed)  # for what a method may draw from generators that programs share
     card = _new_card(stream, config, next(model.parameters()).device)
@@ -519,9 +538,9 @@ def begin(
               test_every, drift_views, heads)
     if compiled: compile_blocks(model)
     if world()[1] > 1: PartialState().wait_for_everyone()  # all have looked at the folder before the first one changes it
-    run.trackers = make_trackers(trackers, out, config)
     if resume: _restore(run)
-    elif out and _first(): _clear(out)
+    run.trackers = make_trackers(trackers, out, config)
+    if out and not resume and _first(): _clear(out)
     return run
 
 # %% ../nbs/13_continual.ipynb #a9c69378

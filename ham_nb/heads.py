@@ -170,21 +170,20 @@ class RidgeHead(Head):
     def end_task(self, z, y, drift=None):
         H, Y = self.random_features(z), F.one_hot(y - self.seen, len(y.unique())).to(z.dtype)
         old = self.stats or dict(sums=H.new_empty(0, H.shape[1]), gram=H.new_zeros(H.shape[1], H.shape[1]))
-        self.stats, self.solved = dict(sums=_grow(old['sums'], Y.T @ H), gram=old['gram'] + H.T @ H), None
+        self.stats = dict(sums=_grow(old['sums'], Y.T @ H), gram=old['gram'] + H.T @ H)
     def weight(self) -> Tensor: # (classes, features)
         "Solve the normal equations, once after each task"
-        if self.solved is None:
-            G = self.stats['gram']
+        G = self.stats['gram']
+        if self.solved is None or self.solved[0] is not G:
             penalty = self.ridge * G.diagonal().mean() * torch.eye(len(G), device=G.device)
-            self.solved = torch.linalg.solve(G + penalty, self.stats['sums'].T).T
-        return self.solved
+            self.solved = G, torch.linalg.solve(G + penalty, self.stats['sums'].T).T
+        return self.solved[1]
     def __call__(self, z): return self.random_features(z) @ self.weight().T
 
 # %% ../nbs/10_heads.ipynb #1051e956
 HEADS = {'linear': LinearHead, 'cosine': CosineHead, 'prototype': PrototypeHead, 'discriminant': DiscriminantHead, 'ridge': RidgeHead}
 
-VARIANTS = {'prototype-fixed': (PrototypeHead, dict(drift=False)), 'discriminant-plain': (DiscriminantHead, dict(allowance=0.)),
-            'discriminant-half': (DiscriminantHead, dict(allowance=.5))}
+VARIANTS = {'prototype-fixed': (PrototypeHead, dict(drift=False)), 'discriminant-plain': (DiscriminantHead, dict(allowance=0.))}
 
 def make_head(
     kind: str, # One of `HEADS` or `VARIANTS`

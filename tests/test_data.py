@@ -529,7 +529,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_read(site, 
     read(name, tmp_path, download=True)
     a = ARCHIVES[name]
     need = (a.train + a.test) * 3 * 10_000**2
-    monkeypatch.setattr(data, '_read_square', None)
+    monkeypatch.setattr(data, 'read_image', None)
     monkeypatch.setattr(data.psutil, 'virtual_memory', lambda: SimpleNamespace(available=need - 10**7))
     words = f'{need / 1e9:.2f} GB of memory, {need / 1e9 - .01:.2f} GB .*lower size'
     with pytest.raises(ValueError, match=words) as e: read(name, tmp_path, size=10_000)

@@ -3,18 +3,19 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch.testing import assert_close
 
 from ham_nb import continual
-from ham_nb.backbone import NANO, extract, load_backbone
+from ham_nb.backbone import NANO, extract, load_backbone, nano_vit
 from ham_nb.baselines import FirstTask, Frozen, InfLoRA, KMerge, MergedAfter, OLoRA, RandomGroups, SDLoRA, Sequential
 from ham_nb.cli import parse, train_options
 from ham_nb.continual import begin, learn, read_card, state_tensors
 from ham_nb.data import TaskStream, toy
 from ham_nb.ham import HAM
 from ham_nb.lora import LoRALinear
-from ham_nb.train import Diverged, TrainConfig
+from ham_nb.train import Diverged, Loop, TrainConfig
 
 QUICK = dict(train=TrainConfig(epochs=1, bs=8), device='cpu', seed=3)
 
@@ -109,6 +110,15 @@ def test_resuming_refuses_another_stream_or_setting(stream, tmp_path):
     with pytest.raises(ValueError, match='rank=8.*rank=2'): make('ham', stream, out=tmp_path, resume=True, rank=2)
     assert (tmp_path/'results.json').read_bytes() == before
 
+def test_resuming_refuses_other_weights_of_the_same_name(stream, tmp_path):
+    a, b = (tmp_path/d/'model.safetensors' for d in 'ab')
+    for path in (a, b):
+        path.parent.mkdir()
+        save_file(nano_vit().state_dict(), path)
+    make('ham', stream, begin, weights=a, out=tmp_path/'run').learn_task()
+    with pytest.raises(ValueError, match='weights='): make('ham', stream, begin, weights=b, out=tmp_path/'run', resume=True)
+    assert make('ham', stream, begin, weights=a, out=tmp_path/'run', resume=True).tasks_done == 1
+
 def test_divergence_puts_the_adapters_back(stream, monkeypatch):
     run = make('ham', stream, begin)
     for _ in range(2): run.learn_task()
@@ -118,6 +128,22 @@ def test_divergence_puts_the_adapters_back(stream, monkeypatch):
     with pytest.raises(Diverged, match='at task 2, step 2'): run.learn_task()
     assert_close(extract(run.model, run.pre, stream.test(0), precision='fp32'), before)
     assert run.tasks_done == len(run.method.reports) == 2
+
+@each_run
+def test_a_task_that_was_interrupted_can_be_learnt_again(name, stream, monkeypatch):
+    "Interrupted while testing, when method and heads have taken the task in; then in its middle"
+    run, straight = make(name, stream, begin), make(name, stream)
+    def interrupted(*args, **kwargs): raise KeyboardInterrupt
+    def broken_by(where, what):
+        with monkeypatch.context() as m:
+            m.setattr(where, what, interrupted)
+            with pytest.raises(KeyboardInterrupt): run.learn_task()
+    broken_by(continual, 'accuracies')
+    for _ in range(2): run.learn_task()
+    broken_by(continual, 'accuracies')
+    if run.method.trains: broken_by(Loop, 'check')
+    while run.tasks_done < len(stream): run.learn_task()
+    assert_same(run, straight)
 
 # -- several heads, tests now and then
 
@@ -212,6 +238,12 @@ def test_a_task_may_go_as_far_as_the_classes_so_far_say(stream):
     ham = HAM(importance='fixed', boost=8., fade=6.)
     learn(stream, method=ham, **QUICK)
     assert [r['importance'] for r in ham.reports] == pytest.approx([8 / (1 + stream.labels(t).stop / 6) for t in range(len(stream))])
+
+def test_a_class_alone_in_its_task_is_warned_of(recwarn):
+    stream = TaskStream.named('digits', tasks=7, seed=0, limit_per_class=2)
+    begin(stream, method=Frozen(), **QUICK)
+    assert not recwarn
+    with pytest.warns(UserWarning, match='4 of 7 tasks have a single class'): begin(stream, **QUICK)
 
 # -- the demo
 
