@@ -29,7 +29,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(f'python -m benchmarks.{name}', description=description, formatter_class=plain)
     p.add_argument('--data-root', help='folder that holds cifar-100-python')
     p.add_argument('--weights', help=f'safetensors file of {BACKBONE}, instead of a download')
-    p.add_argument('--device', help='cuda, mps or cpu; the first of these that is there by default')
+    p.add_argument('--device', help='cuda, mps or cpu; by default as ham-train picks it')
     p.add_argument('--precision', choices=PRECISIONS, help='of matrix products; bf16 where the device has it by default')
     p.add_argument('--jobs', type=int, default=1, help='runs side by side, a process with one thread each')
     return p

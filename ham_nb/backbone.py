@@ -53,8 +53,8 @@ def pick_device(
 ) -> torch.device:
     "The device to train on"
     there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    takes = there | dict(mps=there['mps'] and torch.__version__ >= (2, 8))  # MPS resizes and solves as is needed here from then on
-    if name is None: name = next(d for d, ok in takes.items() if ok)
+    picked = there | dict(mps=there['mps'] and torch.__version__ >= (2, 8))  # before, MPS neither resized nor solved
+    if name is None: name = next(d for d, ok in picked.items() if ok)
     kind = name.split(':')[0]
     if not there.get(kind, False): raise ValueError(f'Device {name!r} is not available here, only {[d for d, ok in there.items() if ok]}.')
     return _processes().device if _launched() and kind == 'cuda' else torch.device(name)

@@ -128,7 +128,7 @@ def train_options(
     preset: str = None, # Named settings: demo, cifar100-10, cub200-10 ...; with --help, shows what it sets
     seed: int = 1993, # Of the class order, starts, data order and augmentation
     seeds: str = None, # Several, separated by commas: a run for each, in a folder of its own
-    device: str = None, # cuda, mps or cpu; the first that is there by default
+    device: str = None, # cuda, mps or cpu; by default the first that is there (mps from torch 2.8 on)
     precision: str = None, # fp32, bf16 or fp16; bf16 where the device has it by default
     compile: bool = False, # Compile the transformer blocks (torch.compile)
     deterministic: bool = False, # On CUDA too, the same numbers every time; slower

@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import safetensors
@@ -104,7 +105,8 @@ def checkpoints(out: Path) -> list: # The newest last
 def read_checkpoint(path: Path) -> tuple[dict, dict]: # Tensors; `card`, and `loop`: numbers of the loop, or of the generators alone
     "One checkpoint, refused where it is damaged or not of this format"
     try:
-        with safetensors.safe_open(path, 'pt') as f: tensors, meta = {k: f.get_tensor(k).clone() for k in f.keys()}, f.metadata() or {}
+        with safetensors.safe_open(path, 'pt') as f:  # cloned, since a file that stays mapped cannot be removed on Windows
+            tensors, meta = {k: f.get_tensor(k).clone() for k in f.keys()}, f.metadata() or {}
         header = json.loads(meta.get('ham_nb', '{}'))
     except (SafetensorError, OSError, ValueError) as e: raise ValueError(f'The state {str(path)!r} cannot be read: {e}') from e
     if (found := header.get('format')) != FORMAT:
@@ -148,7 +150,8 @@ def load_state(
     device = next(iter(layers.values())).A.device
     further = [(h, f'beside.{name}.') for name, h in (beside or {}).items()]
     for owner, prefix in ((head, 'head.'), (method, 'method.'), *further):
-        if owner is not None: owner.stats = {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
+        found = {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
+        if found or getattr(owner, 'stats', None): owner.stats = found
 
 # %% ../nbs/13_continual.ipynb #7e1d33fe
 FAR = Augment(zoom=(.5, 1.), degrees=180., flip=True, colours=True)
@@ -216,22 +219,22 @@ def learn_task(self: Run) -> dict: # The card
     task, start = self.tasks_done, time.perf_counter()
     if task == len(self.stream): raise ValueError(f'All {task} tasks of this stream are learnt.')
     images = self.stream.train(task).near(next(self.model.parameters()).device)
-    self.boundary = self.state
     # before `begin_task`, which may take out of the layers what the last task left there
     follow = task and self.method.trains and any(h.follows_drift for h in self.heads.values())
     before = torch.cat([self.features(images), *self.views(images)]) if follow else None
     probe = images[::max(1, len(images) // 256)]  # images are sorted by class: take some of each
     def features(): return extract(self.model, self.pre, probe, precision=self.precision)
-    with _ask_to_stop(self) as asked, self._all_or_nothing(task):
-        self.method.begin_task(self.layers, task, self.seed, features, self.stream.labels(task).stop)
-        for h in self.heads.values(): h.begin_task(len(self.stream.labels(task)), images.y.device)
-        for h in self.beside.values(): h.rows = self.head.rows
-        trained = self._train(images, task, asked) if self.method.trains or any(h.uses_rows for h in self.heads.values()) else {}
-        report = self.method.end_task(self.layers, task, features)
-        self._teach_heads(images, before)
-        seconds = time.perf_counter() - start
-        rows = self._test(task)
-        card = self._record(rows, report, trained, seconds, time.perf_counter() - start - seconds)
+    with _ask_to_stop(self) as asked:
+        with self._all_or_nothing():
+            self.method.begin_task(self.layers, task, self.seed, features, self.stream.labels(task).stop)
+            for h in self.heads.values(): h.begin_task(len(self.stream.labels(task)), images.y.device)
+            for h in self.beside.values(): h.rows = self.head.rows
+            trained = self._train(images, task, asked) if self.method.trains or any(h.uses_rows for h in self.heads.values()) else {}
+            report = self.method.end_task(self.layers, task, features)
+            self._teach_heads(images, before)
+            seconds = time.perf_counter() - start
+            rows = self._test(task)
+            card = self._record(rows, report, trained, seconds, time.perf_counter() - start - seconds)
         self.asked = anywhere(asked(), images.y.device)
         if self.asked and self.tasks_done < len(self.stream): raise Stopped(f'Stopped after task {task}')
     return card
@@ -239,14 +242,15 @@ def learn_task(self: Run) -> dict: # The card
 # %% ../nbs/13_continual.ipynb #87ada9b2
 @patch
 @contextmanager
-def _all_or_nothing(self: Run, task):
-    "Whatever interrupts the task, leave the run as the last task left it, so that this one can be learnt again"
+def _all_or_nothing(self: Run):
+    "Whatever interrupts a task leaves the run as the last task left it, so that this one can be learnt again"
+    self.boundary, card, generators = self.state, deepcopy(self.card), random_state()
     try: yield
     except BaseException:
-        if self.tasks_done == task:
-            load_state(self.layers, self.head, self.boundary, self.method, self.beside)
-            for k in ('merge_reports', 'training'): del self.card[k][task:]
-            if hasattr(self.method, 'reports'): self.method.reports = list(self.card['merge_reports'])
+        self.card = card
+        load_state(self.layers, self.head, self.boundary, self.method, self.beside)
+        set_random_state(*generators)
+        if hasattr(self.method, 'reports'): self.method.reports = list(card['merge_reports'])
         raise
 
 @patch
@@ -265,6 +269,7 @@ def _test(self: Run, task) -> dict: # Name of a head -> its row of the accuracy 
 @patch
 def _train(self: Run, images, task, asked):
     params = trainable(self.layers) if self.method.trains else []
+    if self.out and not self.start: self._forget_log(task, 0)
     on_disk = dict(log=self._log, save=self.save, save_every=self.save_every) if self.out else {}
     watch, self.start = Watch(**on_disk, stopped=asked, start=self.start), None
     with nullcontext() if params else merged(self.layers):  # nothing to differentiate in a frozen model
@@ -321,6 +326,13 @@ def _steps(self: Run) -> int: return sum(t.get('steps', 0) for t in self.card['t
 def _track(self: Run, values: dict, step: int): # Steps only rise: trackers refuse others
     if not _first(): return
     for tracker in self.trackers: tracker.log(values, step=step)
+
+@patch
+def _forget_log(self: Run, task, step):
+    "Drop the lines after a step, which will come again"
+    if not _first() or not (path := self.out/'log.jsonl').exists(): return
+    kept = ''.join(json.dumps(l) + '\n' for l in read_log(self.out) if (l['task'], l['step']) <= (task, step))
+    if kept != path.read_text(): _write(path, kept.encode())
 
 def read_log(
     out: str|Path, # Folder of a run
@@ -466,10 +478,10 @@ def _restore(run: Run):
     if 'losses' in loop: run.start = loop, header['loop']
     else: set_random_state(loop, header['loop'])
     if hasattr(run.method, 'reports'): run.method.reports = list(run.card['merge_reports'])
-    if not _first(): return
-    here = run.tasks_done, len(loop.get('losses', ()))
-    lines = [l for l in read_log(run.out) if (l['task'], l['step']) <= here]  # later ones will come again
-    _write(run.out/'log.jsonl', ''.join(json.dumps(l) + '\n' for l in lines).encode())
+
+def _settle(run: Run):
+    "Make the folder agree with the checkpoint that the run continues from"
+    run._forget_log(run.tasks_done, len(run.start[0]['losses']) if run.start else 0)
     if run.tasks_done: _write(run.out/'results.json', json.dumps(run.card, indent=1).encode())
 
 # %% ../nbs/13_continual.ipynb #2caa75cc
@@ -488,8 +500,8 @@ def check_plan(
 
 def _warn_of_lone_classes(stream, method):
     alone = sum(len(stream.labels(t)) == 1 for t in range(len(stream)))
-    if alone and method.trains: warnings.warn(
-        f'{alone} of {len(stream)} tasks have a single class: with nothing to tell it from, their adapters do not learn.')
+    if alone and method.trains and _first(): warnings.warn(
+        f'{alone} of {len(stream)} tasks have a single class: with nothing to tell it from, no adapter learns from them.')
 
 # %% ../nbs/13_continual.ipynb #032d811c
 def begin(
@@ -540,7 +552,7 @@ def begin(
     if world()[1] > 1: PartialState().wait_for_everyone()  # all have looked at the folder before the first one changes it
     if resume: _restore(run)
     run.trackers = make_trackers(trackers, out, config)
-    if out and not resume and _first(): _clear(out)
+    if out and _first(): _settle(run) if resume else _clear(out)
     return run
 
 # %% ../nbs/13_continual.ipynb #a9c69378

@@ -157,12 +157,12 @@ def folder(
     "Images from a folder of folders"
     path = Path(path)
     if not path.is_dir(): raise ValueError(f'No such folder: {str(path)!r}.')
-    parts = {d.name.lower(): d for d in sorted(path.iterdir()) if d.is_dir() and d.name.lower() in _PARTS}
-    if parts and parts.keys() != {'train', 'test'}:
-        raise ValueError(f'{str(path)!r} holds {[d.name for d in parts.values()]}: expected train and test, or one folder per class.')
-    paths, y, classes = _list_classes(parts.get('train', path))
+    parts = sorted((d for d in path.iterdir() if d.is_dir() and d.name.lower() in _PARTS), key=lambda d: d.name.lower())
+    if parts and [d.name.lower() for d in parts] != ['test', 'train']:
+        raise ValueError(f'{str(path)!r} holds {[d.name for d in parts]}: expected train and test, or one folder per class.')
+    paths, y, classes = _list_classes(parts[1] if parts else path)
     if parts:
-        *test, others = _list_classes(parts['test'])
+        *test, others = _list_classes(parts[0])
         if odd := sorted(set(classes) ^ set(others)):
             raise ValueError(f'train and test hold different classes: {odd[0]!r} is in only one of them ({len(odd)} such).')
         listed = [(paths, y), test]

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import weakref
 from pathlib import Path
 
 import pytest
@@ -370,3 +371,13 @@ def test_divergence_keeps_the_last_good_state(trained, tmp_path, capsys, monkeyp
     straight = trained[0]
     assert read(out)['accuracy_matrix'] == read(straight)['accuracy_matrix']
     assert same_tensors(out/'state-006.safetensors', straight/'state-006.safetensors')
+
+def test_a_sweep_lets_go_of_the_images_before_it_reads_the_next(tmp_path, monkeypatch):
+    load, streams, alive = cli.load_stream, [], []
+    def watched(*args):
+        alive.append(sum(s() is not None for s in streams))
+        streams.append(weakref.ref(stream := load(*args)))
+        return stream
+    monkeypatch.setattr(cli, 'load_stream', watched)
+    assert train_command([*TINY, '--method', 'ham,frozen', '--seeds', '0,1', '--out', str(tmp_path)]) == 0
+    assert alive == [0, 0, 0, 0]

@@ -11,7 +11,7 @@ from ham_nb import continual
 from ham_nb.backbone import NANO, extract, load_backbone, nano_vit
 from ham_nb.baselines import FirstTask, Frozen, InfLoRA, KMerge, MergedAfter, OLoRA, RandomGroups, SDLoRA, Sequential
 from ham_nb.cli import parse, train_options
-from ham_nb.continual import begin, learn, read_card, state_tensors
+from ham_nb.continual import begin, learn, read_card, read_log, state_tensors
 from ham_nb.data import TaskStream, toy
 from ham_nb.ham import HAM
 from ham_nb.lora import LoRALinear
@@ -108,6 +108,9 @@ def test_resuming_refuses_another_stream_or_setting(stream, tmp_path):
     with pytest.raises(ValueError, match='class_seed=0.*class_seed=1'): make('ham', other, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="method='ham'.*method='frozen'"): make('frozen', stream, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match='rank=8.*rank=2'): make('ham', stream, out=tmp_path, resume=True, rank=2)
+    (tmp_path/'log.jsonl').write_text('{"half a line')
+    with pytest.raises(ValueError, match="Unknown tracker 'nope'"): make('ham', stream, out=tmp_path, resume=True, trackers='nope')
+    assert (tmp_path/'log.jsonl').read_text() == '{"half a line'
     assert (tmp_path/'results.json').read_bytes() == before
 
 def test_resuming_refuses_other_weights_of_the_same_name(stream, tmp_path):
@@ -129,10 +132,20 @@ def test_divergence_puts_the_adapters_back(stream, monkeypatch):
     assert_close(extract(run.model, run.pre, stream.test(0), precision='fp32'), before)
     assert run.tasks_done == len(run.method.reports) == 2
 
-@each_run
-def test_a_task_that_was_interrupted_can_be_learnt_again(name, stream, monkeypatch):
-    "Interrupted while testing, when method and heads have taken the task in; then in its middle"
-    run, straight = make(name, stream, begin), make(name, stream)
+class Draws(HAM):
+    "Uses generators that are not the loop's"
+    def begin_task(self, layers, *args):
+        super().begin_task(layers, *args)
+        for l in layers.values(): l.A.data += .1 * torch.rand_like(l.A)
+
+runs_that_draw = {**runs, 'ham, other generators': (Draws, dict(), 'ridge', dict())}
+
+@pytest.mark.parametrize('name', runs_that_draw)
+def test_a_task_that_was_interrupted_can_be_learnt_again(name, stream, tmp_path, monkeypatch):
+    "While training, while testing (when method and heads have taken the task in), while the card is filled and while it is saved"
+    monkeypatch.setitem(runs, name, runs_that_draw[name])
+    straight = make(name, stream)
+    run = make(name, stream, begin, out=tmp_path)
     def interrupted(*args, **kwargs): raise KeyboardInterrupt
     def broken_by(where, what):
         with monkeypatch.context() as m:
@@ -140,10 +153,13 @@ def test_a_task_that_was_interrupted_can_be_learnt_again(name, stream, monkeypat
             with pytest.raises(KeyboardInterrupt): run.learn_task()
     broken_by(continual, 'accuracies')
     for _ in range(2): run.learn_task()
-    broken_by(continual, 'accuracies')
-    if run.method.trains: broken_by(Loop, 'check')
+    for what in 'accuracies', 'all_metrics', '_write': broken_by(continual, what)
+    if run.method.trains: broken_by(Loop, '_check_last')
     while run.tasks_done < len(stream): run.learn_task()
     assert_same(run, straight)
+    places = [(l['task'], l['step']) for l in read_log(tmp_path)]
+    assert places == sorted(set(places))
+    assert read_card(tmp_path)['accuracy_matrix'] == straight.card['accuracy_matrix']
 
 # -- several heads, tests now and then
 

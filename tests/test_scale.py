@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from torch.torch_version import TorchVersion
 
 import ham_nb
+from ham_nb.backbone import pick_device
 from ham_nb.cli import train_command
 from ham_nb.continual import begin, checkpoints, learn, read_log
 from ham_nb.data import TaskStream
@@ -88,3 +90,10 @@ def test_compiling_happens_once_and_changes_nothing(group_rank, monkeypatch):
     eager = learn(stream, method=method(), **settings)
     assert run.card['accuracy_matrix'] == eager.card['accuracy_matrix']
     for path, l in run.layers.items(): assert_close(l.groups_B, eager.layers[path].groups_B, atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize('version, device', [('2.7.1', 'cpu'), ('2.8.0', 'mps')])
+def test_mps_is_picked_where_it_does_what_is_needed(version, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setattr(torch, '__version__', TorchVersion(version))
+    assert pick_device().type == device and pick_device('mps').type == 'mps'
