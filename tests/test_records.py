@@ -42,6 +42,8 @@ def test_a_record_is_of_its_experiment(path):
     for k in 'backbone', 'drift_views', 'test_every', 'targets', 'rank': assert c[k] == (defaults | e.settings())[k]
     assert c['precision'] in PRECISIONS and c['preprocess']['size'] == e.settings()['image_size'] and c['dataset'] == 'cifar100'
 
+def test_every_experiment_has_its_record(): assert study.wanted([]) == []
+
 def test_experiments_can_be_made():
     assert len(EXPERIMENTS) > 50
     for name, e in EXPERIMENTS.items():
