@@ -539,9 +539,8 @@ def begin(
     layers, heads = adapt(model, targets, rank, scale, blocks), make_heads(head, model.num_features)
     first, *beside = heads
     config = dict(method=method.name, method_settings=method.settings, head=first, beside=beside, targets=targets, rank=rank, scale=scale,
-                  blocks=sorted({int(path.split('.')[1]) for path in layers}),
-                  dataset=stream.name, tasks=len(stream), class_seed=stream.seed, limit_per_class=stream.limit_per_class,
-                  flip=stream.flip, image_shape=stream.shape,
+                  blocks=sorted({int(path.split('.')[1]) for path in layers}), dataset=stream.name, tasks=len(stream),
+                  class_seed=stream.seed, limit_per_class=stream.limit_per_class, flip=stream.flip, image_shape=stream.shape,
                   backbone=backbone, weights=weights and f'{Path(weights).name} (md5 {md5_of(weights)[:12]})', preprocess=asdict(pre),
                   train=asdict(train), seed=seed, precision=precision, test_every=test_every, drift_views=drift_views)
     set_seed(seed)  # for what a method may draw from generators that programs share
