@@ -110,17 +110,16 @@ def tracking_error(
     after: Tensor, # (m, d) after it
     y: Tensor, # (n,) class of each image; m is a multiple of n
     cov: Tensor, # (d, d) covariance within classes
-) -> Tensor: # One number, a squared Mahalanobis distance
-    "How far `drift_map` misplaces the mean of a class that it was not fitted to, from leaving out each class of the task in turn"
-    labels = y.repeat(len(before) // len(y))
+) -> Tensor: # One number, a squared Mahalanobis distance; 0 if there is one class
+    "Variance of the drift that is a class's own, which `drift_map` cannot follow, from leaving out each class of the task in turn"
+    labels, classes = y.repeat(len(before) // len(y)), y.unique()
+    if len(classes) == 1: return cov.new_zeros(())
     def missed_by(c):
         own, others = y == c, labels != c
-        b, a = before[:len(y)][own], after[:len(y)][own]
-        if not others.any(): return (b - a).mean(0)  # the only class: all of its drift
         T, s = drift_map(before[others], after[others])
-        return (b @ T + s - a).mean(0)
-    missed = torch.stack([missed_by(c) for c in y.unique()])
-    return (missed * torch.linalg.solve(cov, missed.T).T).sum(1).mean()
+        return (before[:len(y)][own] @ T + s - after[:len(y)][own]).mean(0)
+    missed = torch.stack([missed_by(c) for c in classes])
+    return (missed * torch.linalg.solve(cov, missed.T).T).sum(1).mean() * (1 - 1 / len(classes))
 
 # %% ../nbs/10_heads.ipynb #e3fff53f
 class DiscriminantHead(Head):
@@ -128,7 +127,7 @@ class DiscriminantHead(Head):
     counted, follows_drift = 'means', True
     def __init__(self, d: int,
         shrink: float = .3, # Added to the diagonal of the covariance, relative to its mean
-        allowance: float = .3, # Share of the expected squared error of its mean that an old class is forgiven
+        allowance: float = .6, # Share that an old class is forgiven of the variance which the drift of its mean adds up
     ):
         super().__init__(d)
         self.shrink, self.allowance = shrink, allowance
