@@ -149,7 +149,12 @@ class DiscriminantHead(Head):
     def linear(self):
         means = self.stats['means']
         weight = torch.linalg.solve(self.covariance(), means.T).T
-        return weight, (self.allowance * self.stats['own_drift'] - (weight * means).sum(1)) / 2
+        return weight, (self.forgiven(weight) - (weight * means).sum(1)) / 2
+    def forgiven(self, weight: Tensor) -> Tensor: # (c, d) -> (c,)
+        "What is taken off the squared distance to each class, at most the median of their distances to the nearest other class"
+        inner = weight @ self.stats['means'].T
+        apart = inner.diagonal()[:, None] + inner.diagonal() - 2 * inner  # (c, c)
+        return (self.allowance * self.stats['own_drift']).clamp(max=apart.fill_diagonal_(torch.inf).min(1).values.median())
     def __call__(self, z): return F.linear(z, *self.linear())
 
 # %% ../nbs/10_heads.ipynb #9fc892a0
