@@ -85,7 +85,7 @@ def accuracies(
 # %% ../nbs/13_continual.ipynb #a86609a0
 FIGURES = ('accuracy.png', 'groups.png')  # that the commands draw beside the card
 EXPORTED = 'merged.safetensors'  # the plain model
-FORMAT = 1 # Of checkpoints
+FORMAT = 2 # Of checkpoints
 
 def _write(path: Path, content: bytes):
     "Write a file completely or not at all"

@@ -161,6 +161,7 @@ def plot_accuracy(self: Run,
     ax=None, # Draw here; a new figure by default
 ):
     "Draw the accuracy matrix of this run"
+    if not self.card['accuracy_matrix']: raise ValueError(f'After {self.tasks_done} tasks nothing has been tested yet that could be drawn.')
     plot_accuracy_matrix(self.card['accuracy_matrix'], self.method.name, ax, tested_blocks(self.card))
 
 @patch
@@ -169,5 +170,6 @@ def plot_groups(self: Run,
 ):
     "Draw which group each task of this run joined"
     reports = self.card['merge_reports']
+    if not reports: raise ValueError('After 0 tasks there are no groups to draw.')
     if not all('group' in r for r in reports): raise ValueError(f'The method {self.method.name!r} has no groups to draw.')
     plot_timeline(reports, ax)
