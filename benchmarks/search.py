@@ -48,7 +48,7 @@ def boosted(first: float, half: float, tasks: int) -> dict:
 
 
 def per_variance(tasks: int) -> float:
-    "Records have shares of what a class misses that is left out of its task; times this they are allowances, shares of the variance"
+    "The record gives an allowance as a share of the squared miss of a class left out; times this it is a share of the variance"
     classes = 100 // tasks
     return classes / (classes - 1)
 
