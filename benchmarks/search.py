@@ -18,7 +18,7 @@ from .study import ROOT, commit, parser, rounded
 
 COMMAND = 'python -m benchmarks.search --data-root DIR --weights FILE'
 RECORD = ROOT/'nbs/results/search.json'
-ALLOWANCES = 0., .15, .2, .25, .3, .4, .5  # in the unit of the records, see `per_variance`
+ALLOWANCES = 0., .15, .2, .25, .3, .4, .5  # in the unit of the record, see `per_variance`; it had no bound on them
 FIGURES = 'final_accuracy', 'average_incremental_accuracy', 'forgetting'
 GRID = {50: ((1, 0), (2, 5), (2, 10), (3, 2), (3, 4), (3, 8), (4, 2), (4, 4), (4, 8), (5, 3), (6, 2), (6, 4), (8, 2), (10, 4)),
         10: ((1, 0), (2, 2), (2, 5), (2, 10), (3, 2), (3, 4), (3, 8), (4, 2), (4, 4), (5, 3), (6, 2), (6, 4), (8, 2))}
