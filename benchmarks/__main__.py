@@ -11,7 +11,7 @@ from pathlib import Path
 import timm
 import torch
 
-from ham_nb.backbone import PRECISIONS, pick_device, pick_precision
+from ham_nb.device import PRECISIONS, pick_device, pick_precision
 
 from . import tables
 from .subjects import SIZES, Bench

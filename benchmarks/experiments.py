@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ham_nb.baselines import SDLoRA, make_method
-from ham_nb.data import TaskStream, cifar100
+from ham_nb.stream import TaskStream
+from ham_nb.datasets import cifar100
 from ham_nb.ham import HAM
 from ham_nb.train import TrainConfig
 

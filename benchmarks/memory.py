@@ -6,9 +6,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ham_nb.continual import state_tensors
+from ham_nb.learn import state_tensors
 from ham_nb.heads import make_head
-from ham_nb.lora import trainable
+from ham_nb.adapters import trainable
 
 from .subjects import SIZES, Bench, randomise
 from .tables import TASKS

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 import torch
 
-from ham_nb.continual import begin
+from ham_nb.learn import begin
 from ham_nb.heads import DiscriminantHead
 
 from .experiments import VALIDATION, Experiment

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from ham_nb.backbone import PRECISIONS
-from ham_nb.continual import Run, begin, holds_run
+from ham_nb.device import PRECISIONS
+from ham_nb.learn import Run, begin, holds_run
 
 from .experiments import BACKBONE, EXPERIMENTS, Experiment
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ham_nb.backbone import NANO, above, autocast, below, load_backbone
+from ham_nb.device import autocast
+from ham_nb.backbone import NANO, above, below, load_backbone
 from ham_nb.ham import HAM
-from ham_nb.lora import adapt, trainable
+from ham_nb.adapters import adapt, trainable
 
 
 @dataclass(frozen=True)

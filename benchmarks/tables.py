@@ -7,10 +7,11 @@ from tempfile import TemporaryFile
 
 import torch
 
-from ham_nb.backbone import Preprocess, autocast, first_block
-from ham_nb.data import Images
+from ham_nb.device import autocast
+from ham_nb.backbone import Preprocess, first_block
+from ham_nb.images import Images
 from ham_nb.heads import make_head
-from ham_nb.lora import adapt, set_groups, trainable
+from ham_nb.adapters import adapt, set_groups, trainable
 from ham_nb.lowrank import LowRank
 from ham_nb.merging import merge_into_group, merged_model
 from ham_nb.similarity import similarity

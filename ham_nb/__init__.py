@@ -4,8 +4,9 @@ __version__ = "0.1.0"
 
 from ham_nb.backbone import load_backbone
 from ham_nb.baselines import Frozen, Sequential
-from ham_nb.continual import Run, begin, learn
-from ham_nb.data import TaskStream
 from ham_nb.ham import HAM
 from ham_nb.plots import plot_curves
+from ham_nb.learn import Run, begin, learn
+from ham_nb.stream import TaskStream
 from ham_nb.train import TrainConfig
+from ham_nb import datasets, folders  # they tell `TaskStream` what they can read

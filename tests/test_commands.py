@@ -20,7 +20,7 @@ import ham_nb
 from ham_nb import cli
 from ham_nb.backbone import nano_vit
 from ham_nb.cli import report_command, train_command
-from ham_nb.continual import FORMAT, read_checkpoint
+from ham_nb.learn import FORMAT, read_checkpoint
 from ham_nb.ham import HAM
 from ham_nb.metrics import all_metrics
 

@@ -18,8 +18,13 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
-from ham_nb import data
-from ham_nb.data import ARCHIVES, SOURCES, TaskStream, cifar100, cub200, download, folder, imagenet_r, tiny_imagenet, unpack
+from ham_nb import datasets, download as downloads, folders
+from ham_nb.images import Augment, split
+from ham_nb.stream import TaskStream
+from ham_nb.stream import SOURCES
+from ham_nb.folders import folder
+from ham_nb.download import download, unpack
+from ham_nb.datasets import ARCHIVES, cifar100, cub200, imagenet_r, tiny_imagenet
 
 def md5(content): return hashlib.md5(content).hexdigest()
 def names(path): return sorted(p.name for p in path.iterdir()) if path.exists() else []
@@ -162,7 +167,7 @@ def test_not_found(fetch, server):
     assert one_sentence(e) and 'b.bin' in str(e.value) and names(fetch.folder) == []
 
 def test_a_server_that_says_nothing(fetch, server, monkeypatch):
-    monkeypatch.setattr(data, '_TIMEOUT', .3)
+    monkeypatch.setattr(downloads, '_TIMEOUT', .3)
     with pytest.raises(ValueError, match='timed out'): fetch(url=f'{server.url}/sleepy.bin')
 
 def test_a_folder_that_cannot_be_made(fetch, tmp_path):
@@ -282,12 +287,12 @@ def test_no_archive(tmp_path):
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(28, 'No space left on device')])
 def test_an_interrupted_extraction_is_not_taken_for_complete(tmp_path, monkeypatch, error):
-    archive, extract = tar(tmp_path/'a.tar', GOOD), data._extract
+    archive, extract = tar(tmp_path/'a.tar', GOOD), downloads._extract
     def stops(archive, members, to):
         extract(archive, members[:1], to)
         raise error
     with monkeypatch.context() as m:
-        m.setattr(data, '_extract', stops)
+        m.setattr(downloads, '_extract', stops)
         with pytest.raises(ValueError if isinstance(error, OSError) else KeyboardInterrupt): unpack(archive, tmp_path/'set')
     assert names(tmp_path) == ['a.tar']
     assert everything(unpack(archive, tmp_path/'set')) == ['a', 'a/1.txt', 'b', 'b/2.txt']
@@ -501,14 +506,14 @@ def test_files_listed_apart_are_split_as_images_are(tmp_path):
     for c, n in dict(a=4, b=9).items():
         (tmp_path/c).mkdir()
         for i in range(n): (tmp_path/c/f'{i}.jpg').write_bytes(red(20 * i))
-    paths, y, classes = data._list_classes(tmp_path)
-    whole, = data._read_files([(paths, y)], classes, 8)
-    for ours, theirs in zip(folder(tmp_path, size=8, seed=3), data.split(whole, seed=3)):
+    paths, y, classes = folders.list_classes(tmp_path)
+    whole, = folders.read_files([(paths, y)], classes, 8)
+    for ours, theirs in zip(folder(tmp_path, size=8, seed=3), split(whole, seed=3)):
         assert torch.equal(ours.x, theirs.x) and torch.equal(ours.y, theirs.y)
 
 def test_names_that_two_classes_share(tmp_path):
     (tmp_path/'words').write_text('n1\tcrane\nn2\tcrane, lifting device\n')
-    assert data._names(['n1', 'n2', 'n3'], tmp_path/'words') == ['crane (n1)', 'crane (n2)', 'n3']
+    assert datasets._names(['n1', 'n2', 'n3'], tmp_path/'words') == ['crane (n1)', 'crane (n2)', 'n3']
 
 @pytest.mark.parametrize('name, file', [
     ('cub200', 'CUB_200_2011/images/002.Laysan_Albatross/L_2.jpg'),
@@ -529,8 +534,8 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_read(site, 
     read(name, tmp_path, download=True)
     a = ARCHIVES[name]
     need = (a.train + a.test) * 3 * 10_000**2
-    monkeypatch.setattr(data, 'read_image', None)
-    monkeypatch.setattr(data.psutil, 'virtual_memory', lambda: SimpleNamespace(available=need - 10**7))
+    monkeypatch.setattr(folders, 'read_image', None)
+    monkeypatch.setattr(folders.psutil, 'virtual_memory', lambda: SimpleNamespace(available=need - 10**7))
     words = f'{need / 1e9:.2f} GB of memory, {need / 1e9 - .01:.2f} GB .*lower size'
     with pytest.raises(ValueError, match=words) as e: read(name, tmp_path, size=10_000)
     assert one_sentence(e)
@@ -539,7 +544,7 @@ def test_what_just_fits_is_read(tmp_path, monkeypatch):
     for c in 'ab':
         (tmp_path/c).mkdir()
         for i in range(2): (tmp_path/c/f'{i}.jpg').write_bytes(red(i))
-    monkeypatch.setattr(data.psutil, 'virtual_memory', lambda: SimpleNamespace(available=4 * 3 * 8 * 8))
+    monkeypatch.setattr(folders.psutil, 'virtual_memory', lambda: SimpleNamespace(available=4 * 3 * 8 * 8))
     assert len(folder(tmp_path, size=8)[0]) == 2
     with pytest.raises(ValueError, match='4 images of 9 x 9 pixels'): folder(tmp_path, size=9)
 
@@ -561,4 +566,4 @@ def test_photographs_are_mirrored_unless_told_not_to(tmp_path):
 @pytest.mark.parametrize('h, w', [(8, 32), (64, 8)])
 def test_images_that_are_not_square_get_no_border(h, w):
     x = torch.full((2, 3, h, w), 255, dtype=torch.uint8)
-    assert (data.Augment(zoom=(1., 1.))(x, 32, torch.Generator().manual_seed(0)) > .999).all()
+    assert (Augment(zoom=(1., 1.))(x, 32, torch.Generator().manual_seed(0)) > .999).all()

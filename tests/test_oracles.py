@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from ham_nb import metrics
 from ham_nb.backbone import nano_vit
 from ham_nb.ham import HAM
-from ham_nb.lora import LoRALinear, adapt, merged, set_groups, trainable
+from ham_nb.lora import LoRALinear
+from ham_nb.adapters import adapt, merged, set_groups, trainable
 from ham_nb.lowrank import LowRank, compress, concat, cosine, inner, norm, svd
 from ham_nb.merging import combine, merged_model
 from ham_nb.pruning import SPACES, prune, prune_adapter, prune_lowrank

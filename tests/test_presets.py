@@ -1,4 +1,5 @@
 "Presets, plans, sweeps, logs and trackers"
+from importlib import import_module
 import json
 import os
 import signal
@@ -9,11 +10,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ham_nb import cli, continual, data, train
+from ham_nb import cli, stream as streams, train
 from ham_nb.backbone import NANO
 from ham_nb.cli import PRESETS, begin_runs, parse, report_command, train_command, train_options
-from ham_nb.continual import read_log
-from ham_nb.data import ARCHIVES, Images
+from ham_nb.learn import read_log
+from ham_nb.images import Images
+from ham_nb.datasets import ARCHIVES
+
+running = import_module('ham_nb.learn')  # by name: `ham_nb.learn` is the function
 
 TINY = '--dataset toy --tasks 2 --natural-order --limit-per-class 8 --epochs 2 --bs 8 --device cpu'.split()
 BENCHMARKS = {'cifar100-10', 'cifar100-20', 'cifar100-50', 'cub200-10', 'cub200-20', 'tiny-imagenet-10', 'tiny-imagenet-20',
@@ -37,7 +41,7 @@ def stub(monkeypatch):
         def images(): return Images(torch.randint(256, (2 * len(classes), 3, 16, 16), dtype=torch.uint8),
                                     torch.arange(len(classes)).repeat(2), classes)
         return lambda root, size=16, download=False: (images(), images())
-    for name in ARCHIVES: monkeypatch.setitem(data.SOURCES, name, source(name))
+    for name in ARCHIVES: monkeypatch.setitem(streams.SOURCES, name, source(name))
 
 @each_preset
 def test_a_preset_starts(name, stub, tmp_path):
@@ -98,11 +102,11 @@ def test_the_plan_of_what_trains_nothing(capsys):
 # -- sweeps
 
 def test_a_signal_in_the_last_task_ends_a_sweep_after_its_run(tmp_path, capsys, monkeypatch):
-    test = continual.accuracies
+    test = running.accuracies
     def ask(model, pre, layers, heads, stream, upto, *rest):
         if upto == 1: os.kill(os.getpid(), signal.SIGTERM)
         return test(model, pre, layers, heads, stream, upto, *rest)
-    monkeypatch.setattr(continual, 'accuracies', ask)
+    monkeypatch.setattr(running, 'accuracies', ask)
     assert train_command([*TINY, '--method', 'frozen,ham', '--export', '--out', str(tmp_path)]) == 130
     assert (tmp_path/'frozen/merged.safetensors').exists() and not (tmp_path/'ham').exists()
     assert train_command([*TINY, '--method', 'frozen', '--out', str(tmp_path/'alone')]) == 0

@@ -11,8 +11,9 @@ import docs_check
 from benchmarks import search, study
 from benchmarks.experiments import EXPERIMENTS, HEADS, LENGTHS, METHODS, ORDERS, VALIDATION, Experiment
 from ham_nb.backbone import NANO
-from ham_nb.continual import begin
-from ham_nb.data import TaskStream, toy
+from ham_nb.learn import begin
+from ham_nb.images import toy
+from ham_nb.stream import TaskStream
 from ham_nb.ham import HAM
 from ham_nb.heads import DiscriminantHead
 from ham_nb.metrics import all_metrics

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import ham_nb
 from ham_nb import train
 from ham_nb.cli import train_command
-from ham_nb.continual import begin, checkpoints, learn, read_log
-from ham_nb.data import TaskStream
+from ham_nb.learn import begin, checkpoints, learn, read_log
+from ham_nb.stream import TaskStream
 from ham_nb.ham import HAM
 from ham_nb.train import Loop, OutOfMemory, Stopped, TrainConfig
 

@@ -1,4 +1,5 @@
 "A run over a stream: the same every time, also after an interruption"
+from importlib import import_module
 import json
 
 import pytest
@@ -7,15 +8,17 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch.testing import assert_close
 
-from ham_nb import continual
 from ham_nb.backbone import NANO, extract, load_backbone, nano_vit
 from ham_nb.baselines import FirstTask, Frozen, InfLoRA, KMerge, MergedAfter, OLoRA, RandomGroups, SDLoRA, Sequential
 from ham_nb.cli import parse, train_options
-from ham_nb.continual import begin, learn, read_card, read_log, state_tensors
-from ham_nb.data import TaskStream, toy
+from ham_nb.learn import begin, learn, read_card, read_log, state_tensors
+from ham_nb.images import toy
+from ham_nb.stream import TaskStream
 from ham_nb.ham import HAM
 from ham_nb.lora import LoRALinear
 from ham_nb.train import Diverged, Loop, TrainConfig
+
+running = import_module('ham_nb.learn')  # by name: `ham_nb.learn` is the function
 
 QUICK = dict(train=TrainConfig(epochs=1, bs=8), device='cpu', seed=3)
 
@@ -95,7 +98,7 @@ def test_resuming_a_run_that_was_stopped_while_saving(stream, tmp_path, monkeypa
     for _ in range(2): run.learn_task()
     def stop(*args): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(continual, '_write', stop)
+        m.setattr(running, '_write', stop)
         with pytest.raises(KeyboardInterrupt): run.learn_task()
     assert len(read_card(tmp_path)['accuracy_matrix']) == 2
     assert_same(make('ham', stream), make('ham', stream, out=tmp_path, resume=True))
@@ -151,9 +154,9 @@ def test_a_task_that_was_interrupted_can_be_learnt_again(name, stream, tmp_path,
         with monkeypatch.context() as m:
             m.setattr(where, what, interrupted)
             with pytest.raises(KeyboardInterrupt): run.learn_task()
-    broken_by(continual, 'accuracies')
+    broken_by(running, 'accuracies')
     for _ in range(2): run.learn_task()
-    for what in 'accuracies', 'all_metrics', '_write': broken_by(continual, what)
+    for what in 'accuracies', 'all_metrics', '_write': broken_by(running, what)
     if run.method.trains: broken_by(Loop, '_check_last')
     while run.tasks_done < len(stream): run.learn_task()
     assert_same(run, straight)

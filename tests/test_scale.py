@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from torch.torch_version import TorchVersion
 
 import ham_nb
-from ham_nb.backbone import pick_device
+from ham_nb.device import pick_device
 from ham_nb.cli import train_command
-from ham_nb.continual import begin, checkpoints, learn, read_log
-from ham_nb.data import TaskStream
+from ham_nb.learn import begin, checkpoints, learn, read_log
+from ham_nb.stream import TaskStream
 from ham_nb.ham import HAM
 from ham_nb.train import TrainConfig
 
@@ -62,7 +62,7 @@ def test_parts_of_a_batch_make_the_same_step(parts, single, tmp_path):
 def test_fp16_scales_its_loss_and_learns(tmp_path):
     stream = TaskStream.named('toy', tasks=3, seed=0, limit_per_class=10)
     run = learn(stream, train=TrainConfig(epochs=2, bs=12), device='cpu', precision='fp16', seed=3, out=tmp_path)
-    from ham_nb.continual import read_checkpoint
+    from ham_nb.learn import read_checkpoint
     assert run.card['config']['precision'] == 'fp16' and run.card['training'][-1]['steps'] == 8
     whole = learn(stream, train=TrainConfig(epochs=2, bs=12), device='cpu', precision='fp32', seed=3)
     assert run.card['training'][-1]['loss'] == pytest.approx(whole.card['training'][-1]['loss'], rel=.1)
