@@ -13,10 +13,11 @@ PACKAGE := $(VENV)/.package-installed
 DEV     := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint export export-check notebooks readme readme-check links docs docs-check bench study wheel clean
+.PHONY: help demo test trials dev lint export export-check notebooks readme readme-check links docs docs-check bench study wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo '  bash .ci/run        25 minutes, all in, from a clean clone: install, every check, a real run, make test'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,12 +36,20 @@ demo: $(PACKAGE)  ## learn five tasks on real images, in about a minute; results
 dev: $(DEV)  ## install the package and the tools to work on it
 
 # One thread per worker: two notebooks with full thread pools on two cores slow each other down.
-test: $(DEV)  ## run every notebook, then the tests (FLAGS="slow cuda data" adds the cells so marked)
+test: $(DEV)  ## 8 minutes on two idle cores: every notebook, every test but trials (FLAGS=cuda adds the cells so marked)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --timing --flags "$(FLAGS)"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-lint: $(DEV)  ## check the exported modules, scripts and tests with ruff
+# Cells marked `data` need both folders; the notebooks say what they hold.
+FLAGGED = grep -rlE --include='*.ipynb' '"\#\| *(slow|data)\b' nbs
+TRIALS  = slow $(if $(and $(HAM_CIFAR100),$(HAM_OMNIGLOT)),data) $(FLAGS)
+trials: $(DEV)  ## long, by hand: cells marked slow (data too, where HAM_CIFAR100 and HAM_OMNIGLOT are set), tests marked trial
+	for nb in $$($(FLAGGED)); do $(BIN)/nbdev-test $$nb --cell-timeout 0 --timing --flags "$(TRIALS)" || exit 1; done
+	$(BIN)/python -m pytest -m trial
+
+lint: $(DEV)  ## ruff, and the house rules (scripts/rules.py), of notebooks, scripts and tests
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/rules.py
 
 export: $(DEV)  ## write ham_nb/ from the notebooks, and clean the notebooks
 	$(BIN)/nbdev-export

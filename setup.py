@@ -35,7 +35,8 @@ setup(
     extras_require={'dev': lines('dev_requirements')},
     entry_points={
         'console_scripts': lines('console_scripts'),
-        'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],  # lets other nbdev projects link to our symbols
+        # lets other nbdev projects link to our symbols
+        'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
     },
     zip_safe=False,
 )

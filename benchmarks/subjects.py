@@ -1,4 +1,6 @@
-"What is measured: training steps of HAM, of its floor, of PEFT and of full fine-tuning, all on the same batch."
+"""What is measured: training steps of HAM, of its floor, of PEFT and of full fine-tuning.
+
+All are on the same batch."""
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,21 +34,24 @@ class Bench:
     "A size on a device: builds subjects that share one batch"
     def __init__(self, size: Size, device: torch.device, precision: str, compiled: bool):
         self.size, self.device, self.precision, self.compiled = size, device, precision, compiled
-        if compiled:  # all subjects share the code of timm's block; beyond the limit torch would run them uncompiled
-            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
+        if compiled:  # all subjects share the code of timm's block; beyond the limit it is eager
+            torch._dynamo.config.recompile_limit = 1000
+            torch._dynamo.config.accumulated_recompile_limit = 1000
         torch.manual_seed(0)
         self.x = torch.randn(size.bs, 3, size.image_size, size.image_size, device=device)
         self.y = torch.randint(10, (size.bs,), device=device)
 
     def backbone(self) -> nn.Module:
-        return load_backbone(self.size.backbone, image_size=self.size.image_size, device=self.device, pretrained=False)[0]
+        side, device = self.size.image_size, self.device
+        return load_backbone(self.size.backbone, None, side, device, pretrained=False)[0]
 
     def prepare(self, model: nn.Module):
         "Compile the blocks, where that is asked for, once"
         for block in model.blocks:
             if self.compiled and block._compiled_call_impl is None: block.compile()
 
-    def step(self, model: nn.Module, features: Callable, params: list, penalty: Callable = lambda: 0.) -> Callable:
+    def step(self, model: nn.Module, features: Callable, params: list,
+             penalty: Callable = lambda: 0.) -> Callable:
         "A training step as in the training loop, without the data: forward, backward, clip, AdamW"
         self.prepare(model)
         head = nn.Linear(model.num_features, 10, device=self.device)
@@ -59,9 +64,9 @@ class Bench:
             opt.step(); opt.zero_grad(set_to_none=True)
         return run
 
-    def ham_layers(self, task: int, targets: str = 'attn.qkv', **choices) -> tuple[nn.Module, dict, HAM]:
-        "A model at the start of a task (counted from 1); random adapters stand in for those before"
-        model, ham = self.backbone(), HAM(**choices)
+    def ham_layers(self, task: int, targets: str = 'attn.qkv', **settings):
+        "Model, layers, HAM at the start of a task, from 1; random adapters stand in for the past"
+        model, ham = self.backbone(), HAM(**settings)
         layers = adapt(model, targets, self.size.rank)
         for i in range(task - 1):
             ham.begin_task(layers, i, seed=0)
@@ -70,12 +75,12 @@ class Bench:
         ham.begin_task(layers, task - 1, seed=0)
         return model, layers, ham
 
-    def ham(self, task: int, targets: str = 'attn.qkv', **choices) -> Callable:
-        model, layers, ham = self.ham_layers(task, targets, **choices)
+    def ham(self, task: int, targets: str = 'attn.qkv', **settings) -> Callable:
+        model, layers, ham = self.ham_layers(task, targets, **settings)
         return self.step(model, lambda: model(self.x), trainable(layers), ham.penalty)
 
     def floor(self) -> Callable:
-        "The frozen backbone, forward and backward through all activations: what any adapter below the first block pays at least"
+        "The frozen backbone, forward and backward: what an adapter in the first block pays too"
         model = self.backbone()
         def features(): return above(model, below(model, self.x, 0).detach().requires_grad_(), 0)
         return self.step(model, features, [])
@@ -86,16 +91,18 @@ class Bench:
         return self.step(model, lambda: model(self.x), list(model.parameters()))
 
     def peft(self, adapters: int, targets: str = 'attn.qkv', all_trained: bool = False) -> Callable:
-        "PEFT with several active adapters of the same rank on the same layers; the last one is trained, the others are frozen"
+        "PEFT with several active adapters of the same rank on the same layers; the last is trained"
         from peft import LoraConfig, get_peft_model
         model, names = self.backbone(), [f'task{i}' for i in range(adapters)]
-        config = LoraConfig(r=self.size.rank, lora_alpha=self.size.rank, target_modules=targets.split(','))
+        r = self.size.rank
+        config = LoraConfig(r=r, lora_alpha=r, target_modules=targets.split(','))
         wrapped = get_peft_model(model, config, names[0])
         for name in names[1:]: wrapped.add_adapter(name, config)
         wrapped.base_model.set_adapter(names)
         if not all_trained:  # which is what set_adapter makes of them
             for path, p in wrapped.named_parameters(): p.requires_grad_(f'.{names[-1]}.' in path)
-        return self.step(model, lambda: model(self.x), [p for p in wrapped.parameters() if p.requires_grad])
+        params = [p for p in wrapped.parameters() if p.requires_grad]
+        return self.step(model, lambda: model(self.x), params)
 
 
 def randomise(layers: dict):

@@ -12,7 +12,9 @@ def alternate(
     device: torch.device,
     warmup: int = 1,  # Rounds that are not counted
 ) -> dict:  # Name -> seconds of each round
-    "Run the subjects in turn, each round starting with another one; the first call of a turn finds cold caches and is not counted"
+    """Run the subjects in turn, each round starting with another one.
+
+    The first call of a turn finds cold caches and is not counted."""
     seconds, names = {name: [] for name in subjects}, list(subjects)
     for r in range(warmup + rounds):
         first = r % len(names)
@@ -36,10 +38,11 @@ def clock(f: Callable, device: torch.device) -> float:
 def summary(seconds: list) -> dict:
     "Median and quartiles in milliseconds"
     low, median, high = (1000 * s for s in statistics.quantiles(seconds, n=4))
-    return dict(ms=round(median, 3), ms_quartiles=[round(low, 3), round(high, 3)], rounds=len(seconds))
+    quartiles = [round(low, 3), round(high, 3)]
+    return dict(ms=round(median, 3), ms_quartiles=quartiles, rounds=len(seconds))
 
 
 def ratio(a: list, b: list) -> dict:
-    "How many times longer a took than b: median and quartiles over rounds, each compared with its own round"
+    "How many times longer a took than b in the same round: median and quartiles over rounds"
     low, median, high = statistics.quantiles([x / y for x, y in zip(a, b)], n=4)
     return dict(ratio=round(median, 4), quartiles=[round(low, 4), round(high, 4)])

@@ -6,7 +6,8 @@ from ham_nb.backbone import load_backbone
 from ham_nb.baselines import Frozen, Sequential
 from ham_nb.ham import HAM
 from ham_nb.plots import plot_curves
-from ham_nb.learn import Run, begin, learn
+from ham_nb.run import Run
 from ham_nb.stream import TaskStream
 from ham_nb.train import TrainConfig
-from ham_nb import datasets, folders  # they tell `TaskStream` what they can read
+from ham_nb.learn import begin, learn
+from ham_nb import datasets, export, folders, results  # what they add to streams and runs

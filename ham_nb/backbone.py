@@ -20,12 +20,14 @@ from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 import ham_nb
-from .device import autocast, pick_device, summed, world
+from .device import all_sum, autocast, pick_device, world
 from .images import Augment, Images, batches, normalize, resize
 
 # %% ../nbs/05_backbone.ipynb #82902fb0
 NANO = 'nano_vit.omniglot'  # its full tag, like timm's
-_NANO_SHAPE = dict(patch_size=8, embed_dim=96, depth=6, num_heads=3, class_token=False, global_pool='avg')
+_NANO_SHAPE = dict(patch_size=8, embed_dim=96, depth=6, num_heads=3, class_token=False,
+                   global_pool='avg')
+_NANO_DATA = dict(mean=(.5,) * 3, std=(.5,) * 3, interpolation='bicubic')  # as timm records it
 ASSETS = Path(ham_nb.__file__).parent/'assets'  # the bundled weights and their record
 
 def nano_vit(
@@ -35,12 +37,35 @@ def nano_vit(
     "The architecture of the bundled backbone, with random weights"
     return VisionTransformer(img_size=image_size, num_classes=num_classes, **_NANO_SHAPE)
 
+# %% ../nbs/05_backbone.ipynb #93ead260
+@dataclass(frozen=True)
+class Preprocess:
+    "From bytes to what the backbone expects, a batch at a time on its device"
+    size: int # Side in pixels
+    mean: tuple # Of each channel, for images in [0, 1]
+    std: tuple # Of each channel
+    mode: str = 'bicubic' # Interpolation for evaluation
+
+    def __call__(self,
+        x: Tensor, # (b, c, h, w) uint8
+    ) -> Tensor: # (b, 3, size, size)
+        "Prepare a batch for evaluation"
+        return normalize(resize(x, self.size, self.mode), self.mean, self.std)
+    def train(self,
+        x: Tensor, # (b, c, h, w) uint8
+        augment: Augment, # Crops, turns and resizes
+        g: torch.Generator, # Of its random numbers, on the CPU
+    ) -> Tensor: # (b, 3, size, size)
+        "Prepare a batch for training"
+        return normalize(augment(x, self.size, g), self.mean, self.std)
+
 # %% ../nbs/05_backbone.ipynb #96d2f070
 def _read_weights(path: Path) -> dict:
     "Tensors of a safetensors file, as float32"
     if not path.is_file(): raise ValueError(f'No such weights file: {str(path)!r}.')
     try: return {k: v.float() for k, v in load_file(path).items()}
-    except (SafetensorError, OSError) as e: raise ValueError(f'{str(path)!r} is not a readable safetensors file: {e}') from e
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f'{str(path)!r} is not a readable safetensors file: {e}') from e
 
 def _load_weights(model: VisionTransformer, path: Path, name: str):
     "Strict load of a weights file, the classifier aside; positions are resampled"
@@ -56,13 +81,13 @@ def _load_weights(model: VisionTransformer, path: Path, name: str):
 
 # %% ../nbs/05_backbone.ipynb #bf57c180
 def _check_name(name: str):
-    "Refuse what timm does not know, what is not a ViT, and names without a tag"
+    "Refuse what timm does not know, and names without a tag"
     tagged = timm.list_pretrained()
-    if name not in tagged:
-        own = [t for t in tagged if t.split('.')[0] == name]
-        if own: raise ValueError(f'{name!r} is ambiguous, name its weights: {", ".join(own)}.')
-        near = get_close_matches(name, [NANO, *tagged], n=3)
-        raise ValueError(f'Unknown backbone {name!r}' + (f', did you mean {" or ".join(near)}?' if near else '.'))
+    if name in tagged: return
+    own = [t for t in tagged if t.split('.')[0] == name]
+    if own: raise ValueError(f'{name!r} is ambiguous, name its weights: {", ".join(own)}.')
+    near = ' or '.join(get_close_matches(name, [NANO, *tagged], n=3))
+    raise ValueError(f'Unknown backbone {name!r}' + (f', did you mean {near}?' if near else '.'))
 
 def _build(name: str, size: int|None, pretrained: bool) -> VisionTransformer:
     "The architecture, returning features, with the hub's weights where asked for"
@@ -72,59 +97,47 @@ def _build(name: str, size: int|None, pretrained: bool) -> VisionTransformer:
     except TypeError: model = None  # not every family takes img_size, none of the others is a ViT
     except Exception as e:
         if not pretrained: raise
-        raise ValueError(f'The weights of {name!r} could not be downloaded, give a local file (weights, or --weights): '
-                         f'{str(e).splitlines()[0]}') from e
-    if not isinstance(model, VisionTransformer): raise ValueError(f'{name!r} is not a vision transformer (timm VisionTransformer).')
-    if hasattr(model, 'head_dist'): raise ValueError(f'{name!r} has two classifiers, for distillation, which is not supported.')
+        raise ValueError(f'The weights of {name!r} could not be downloaded, give a local file '
+                         f'(weights, or --weights): {str(e).splitlines()[0]}') from e
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f'{name!r} is not a vision transformer (timm VisionTransformer).')
+    if hasattr(model, 'head_dist'): raise ValueError(
+        f'{name!r} has two classifiers, for distillation, which is not supported.')
     return model
-
-# %% ../nbs/05_backbone.ipynb #93ead260
-@dataclass(frozen=True)
-class Preprocess:
-    "From bytes to what the backbone expects, a batch at a time on its device"
-    size: int # Side in pixels
-    mean: tuple # Of each channel, for images in [0, 1]
-    std: tuple # Of each channel
-    mode: str = 'bicubic' # Interpolation for evaluation
-
-    def __call__(self, x: Tensor) -> Tensor: # (b, c, h, w) uint8 -> (b, 3, size, size)
-        "Prepare a batch for evaluation"
-        return normalize(resize(x, self.size, self.mode), self.mean, self.std)
-    def train(self, x: Tensor, augment: Augment, g: torch.Generator) -> Tensor:
-        "Prepare a batch for training"
-        return normalize(augment(x, self.size, g), self.mean, self.std)
 
 # %% ../nbs/05_backbone.ipynb #e809bfc3
 def load_backbone(
     name: str = NANO, # The bundled nano ViT or any timm ViT, by its full tag
-    weights: str|Path|None = None, # A safetensors file; None takes the bundled or the hub's weights
+    weights: str|Path|None = None, # A safetensors file; None: the bundled or the hub's weights
     image_size: int|None = None, # Side of the input in pixels; None takes the backbone's own
     device: str|torch.device|None = None, # None picks one
     pretrained: bool = True, # False gives random weights
-) -> tuple[VisionTransformer, Preprocess]: # Frozen, in evaluation mode, returning features (b, d)
+) -> tuple[VisionTransformer, Preprocess]: # Frozen, in evaluation mode, returns features (b, d)
     "A frozen backbone and its preprocessing"
-    if weights is not None and not pretrained: raise ValueError(f'pretrained=False asks for random weights, got weights={str(weights)!r}.')
+    if weights is not None and not pretrained: raise ValueError(
+        f'pretrained=False asks for random weights, got weights={str(weights)!r}.')
     device = device if isinstance(device, torch.device) else pick_device(device)
     if name != NANO: _check_name(name)
     elif weights is None: weights = ASSETS/'nano_vit.safetensors'
-    with torch.device('meta'): patch = _build(name, None, False).patch_embed.patch_size[0]  # shapes only: is it a ViT, what does it take?
-    if image_size is not None:
-        if image_size < patch or image_size % patch:
-            raise ValueError(f'Image size {image_size} is not divisible by the patch size {patch}.')
+    with torch.device('meta'): shapes = _build(name, None, False)
+    patch = shapes.patch_embed.patch_size[0]
+    if image_size is not None and (image_size < patch or image_size % patch): raise ValueError(
+        f'Image size {image_size} is not divisible by the patch size {patch}.')
     model = _build(name, image_size, pretrained and weights is None)
     if pretrained and weights is not None: _load_weights(model, Path(weights), name)
-    for m in model.modules():  # on a CPU the fused kernel's backward takes half of a training step
+    for m in model.modules():  # on a CPU the fused kernel's backward takes half of a step
         if hasattr(m, 'fused_attn'): m.fused_attn = device.type != 'cpu'
-    cfg = dict(mean=(.5,) * 3, std=(.5,) * 3, interpolation='bicubic') if name == NANO else resolve_model_data_config(model)
-    pre = Preprocess(model.patch_embed.img_size[0], tuple(cfg['mean']), tuple(cfg['std']), cfg['interpolation'])
+    cfg = _NANO_DATA if name == NANO else resolve_model_data_config(model)
+    pre = Preprocess(model.patch_embed.img_size[0], tuple(cfg['mean']), tuple(cfg['std']),
+                     cfg['interpolation'])
     return model.requires_grad_(False).eval().to(device), pre
 
 # %% ../nbs/05_backbone.ipynb #1d88a010
 @torch.no_grad()
 def extract(
-    model: nn.Module,
-    pre: Preprocess,
-    images: Images,
+    model: nn.Module, # Returns features (b, d)
+    pre: Preprocess, # Of the model
+    images: Images, # Any number
     bs: int = 256, # Batch size
     precision: str|None = None, # As for `pick_precision`
     augment: Augment|None = None, # Show augmented copies instead
@@ -132,13 +145,14 @@ def extract(
 ) -> Tensor: # (n, d) float32, on the model's device
     "Features of all images, in order"
     device, (rank, size) = next(model.parameters()).device, world()
-    g = torch.Generator().manual_seed(seed)
+    g, step = torch.Generator().manual_seed(seed), bs * size
     z = torch.zeros(len(images), model.num_features, device=device)
     with autocast(device, precision):
-        for (xb, _), part in zip(batches(images, bs * size, device=device), z.split(bs * size)):
-            x = pre.train(xb, augment, g)[rank::size] if augment else pre(xb[rank::size])  # the same copies in however many processes
+        for (xb, _), part in zip(batches(images, step, device=device), z.split(step)):
+            # every process augments all images, so the copies are the same in however many
+            x = pre.train(xb, augment, g)[rank::size] if augment else pre(xb[rank::size])
             if len(x): part[rank::size].copy_(model(x))
-    return summed(z)
+    return all_sum(z)
 
 # %% ../nbs/05_backbone.ipynb #f00e9fe7
 def first_block(
@@ -150,11 +164,11 @@ def first_block(
 def compile_blocks(
     model: VisionTransformer, # Changed in place; its type and the names of its weights stay
 ):
-    "Compile every transformer block (torch.compile); the head and the embedding, which are cheap or grow, stay as they are"
+    "Compile every block; the head and the embedding, which are cheap or grow, stay as they are"
     for block in model.blocks: block.compile()
 
 def below(
-    model: VisionTransformer,
+    model: VisionTransformer, # Of timm
     x: Tensor, # (b, 3, h, w)
     block: int, # Stop before this one
 ) -> Tensor: # (b, n, d) tokens
@@ -163,7 +177,7 @@ def below(
     return model.blocks[:block](model.norm_pre(x))
 
 def above(
-    model: VisionTransformer,
+    model: VisionTransformer, # Of timm
     tokens: Tensor, # (b, n, d), from `below`
     block: int, # Start with this one
 ) -> Tensor: # (b, d) features

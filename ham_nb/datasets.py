@@ -33,15 +33,24 @@ class Archive:
     test: int # Number of test images
     split: str # Who divided the images
 
+# %% ../nbs/32_datasets.ipynb #6c131b6f
 ARCHIVES = {
-    'cifar100': Archive('CIFAR-100', 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz',
-        'eb9058c3a382ffc7106e4002c42a8d85', 169_001_437, 'cifar-100-python', 100, 50_000, 10_000, 'official'),
-    'cub200': Archive('CUB-200-2011', 'https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz',
-        '97eceeb196236b17998738112f37df78', 1_150_585_339, 'CUB_200_2011', 200, 5_994, 5_794, 'official'),
-    'tiny_imagenet': Archive('Tiny ImageNet', 'http://cs231n.stanford.edu/tiny-imagenet-200.zip',
-        '90528d7ca1a48142e341f4ef8d21d0de', 248_100_043, 'tiny-imagenet-200', 200, 100_000, 10_000, 'official, validation as test'),
-    'imagenet_r': Archive('ImageNet-R', 'https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar',
-        'a61312130a589d0ca1a8fca1f2bd3337', 2_191_079_936, 'imagenet-r', 200, 24_000, 6_000, 'ours: a fifth of each class, seed 0'),
+    'cifar100': Archive(
+        'CIFAR-100', 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz',
+        'eb9058c3a382ffc7106e4002c42a8d85', 169_001_437,
+        'cifar-100-python', 100, 50_000, 10_000, 'official'),
+    'cub200': Archive(
+        'CUB-200-2011', 'https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz',
+        '97eceeb196236b17998738112f37df78', 1_150_585_339,
+        'CUB_200_2011', 200, 5_994, 5_794, 'official'),
+    'tiny_imagenet': Archive(
+        'Tiny ImageNet', 'http://cs231n.stanford.edu/tiny-imagenet-200.zip',
+        '90528d7ca1a48142e341f4ef8d21d0de', 248_100_043,
+        'tiny-imagenet-200', 200, 100_000, 10_000, 'official, validation as test'),
+    'imagenet_r': Archive(
+        'ImageNet-R', 'https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar',
+        'a61312130a589d0ca1a8fca1f2bd3337', 2_191_079_936,
+        'imagenet-r', 200, 24_000, 6_000, 'ours: a fifth of each class, seed 0'),
 }
 
 # %% ../nbs/32_datasets.ipynb #dffa76d6
@@ -56,9 +65,11 @@ def _fetch(
     if folder.is_dir(): return folder
     if allowed: fetch(a.url, root, a.bytes, a.md5)
     elif not archive.exists():
-        raise ValueError(f'{a.title} is not at {str(folder)!r}: fetch it with download=True (or --download) from {a.url}, '
-                         f'or put that file into {str(root)!r} yourself.')
-    elif wrong := mismatch(archive, a.bytes, a.md5): raise ValueError(f'{str(archive)!r} is not the published archive: {wrong}.')
+        raise ValueError(
+            f'{a.title} is not at {str(folder)!r}: fetch it with download=True (or --download) '
+            f'from {a.url}, or put that file into {str(root)!r} yourself.')
+    elif wrong := mismatch(archive, a.bytes, a.md5):
+        raise ValueError(f'{str(archive)!r} is not the published archive: {wrong}.')
     return unpack(archive, folder)
 
 # %% ../nbs/32_datasets.ipynb #872774fa
@@ -70,10 +81,10 @@ def _read_benchmark(
     size: int, # Side in pixels
 ) -> tuple[Images, Images]: # Train and test
     "Read a benchmark, if it is complete"
-    a, found = ARCHIVES[name], (len(classes), sum(len(paths) for paths, _ in parts))
-    if found != (a.classes, a.train + a.test): raise ValueError(
-        f'{a.title} at {str(at)!r} has {found[0]} classes and {found[1]:,} images, '
-        f'expected {a.classes} and {a.train + a.test:,}: remove that folder and unpack it again.')
+    a, c, n = ARCHIVES[name], len(classes), sum(len(paths) for paths, _ in parts)
+    if (c, n) != (a.classes, a.train + a.test): raise ValueError(
+        f'{a.title} at {str(at)!r} has {c} classes and {n:,} images, expected {a.classes} '
+        f'and {a.train + a.test:,}: remove that folder and unpack it again.')
     return read_files(parts, classes, size)
 
 def _pairs(path: Path) -> dict[str, str]:
@@ -92,8 +103,10 @@ def cifar100(
     def part(train):
         try: d = CIFAR100(at.parent, train=train)
         except (OSError, RuntimeError) as e: raise ValueError(
-            f'CIFAR-100 at {str(at)!r} is not complete, or not the published files: remove that folder and unpack it again.') from e
-        return Images(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets), d.classes)
+            f'CIFAR-100 at {str(at)!r} is not complete, or not the published files: '
+            'remove that folder and unpack it again.') from e
+        x = torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous()
+        return Images(x, torch.tensor(d.targets), d.classes)
     return part(True), part(False)
 
 # %% ../nbs/32_datasets.ipynb #a1014c05
@@ -104,14 +117,18 @@ def cub200(
 ) -> tuple[Images, Images]: # Train (5994, 3, size, size) and test (5794, 3, size, size)
     "200 species of birds (Wah et al., 2011)"
     at = _fetch('cub200', root, download)
-    files, label, train = (_pairs(at/f'{t}.txt') for t in ('images', 'image_class_labels', 'train_test_split'))
-    names = _pairs(at/'classes.txt')  # 1: 001.Black_footed_Albatross
-    if not files.keys() == label.keys() == train.keys() or not names.keys() >= set(label.values()): raise ValueError(
-        f'The tables in {str(at)!r} disagree on {len(files):,} images, {len(label):,} labels and {len(names)} classes: unpack it again.')
+    files, label, train, names = (_pairs(at/f'{t}.txt') for t in (
+        'images', 'image_class_labels', 'train_test_split', 'classes'))
+    if not (files.keys() == label.keys() == train.keys() and names.keys() >= {*label.values()}):
+        raise ValueError(
+            f'The tables in {str(at)!r} disagree on {len(files):,} images, {len(label):,} labels '
+            f'and {len(names)} classes: unpack it again.')
     position = {c: i for i, c in enumerate(names)}
-    y, test = np.array([position[label[i]] for i in files]), np.array([train[i] == '0' for i in files])
+    y = np.array([position[label[i]] for i in files])
+    test = np.array([train[i] == '0' for i in files])
     parts = split_files([at/'images'/f for f in files.values()], y, test)
-    return _read_benchmark('cub200', at, parts, [n.split('.', 1)[-1].replace('_', ' ') for n in names.values()], size)
+    classes = [n.split('.', 1)[-1].replace('_', ' ') for n in names.values()]  # 001.Black_Tern
+    return _read_benchmark('cub200', at, parts, classes, size)
 
 # %% ../nbs/32_datasets.ipynb #fc14d802
 def _names(
@@ -133,10 +150,12 @@ def tiny_imagenet(
     at = _fetch('tiny_imagenet', root, download)
     paths, y, ids = list_classes(at/'train')
     val = {f: rest.split()[0] for f, rest in _pairs(at/'val'/'val_annotations.txt').items()}
-    if odd := sorted(set(val.values()) - set(ids)):
-        raise ValueError(f'The validation images in {str(at)!r} are of class {odd[0]!r}, which has no folder in train.')
+    if odd := sorted(set(val.values()) - set(ids)): raise ValueError(
+        f'The validation images in {str(at)!r} are of class {odd[0]!r}, '
+        'which has no folder in train.')
     test = [at/'val'/'images'/f for f in val], np.array([ids.index(c) for c in val.values()])
-    return _read_benchmark('tiny_imagenet', at, [(paths, y), test], _names(ids, at/'words.txt'), size)
+    return _read_benchmark(
+        'tiny_imagenet', at, [(paths, y), test], _names(ids, at/'words.txt'), size)
 
 # %% ../nbs/32_datasets.ipynb #0f7529f0
 def imagenet_r(
@@ -144,10 +163,10 @@ def imagenet_r(
     size: int = 256, # Side in pixels of the squares that are kept in memory
     download: bool = False, # Fetch what is not there
 ) -> tuple[Images, Images]: # About four fifths and one fifth of 30000 images, (n, 3, size, size)
-    "Paintings, toys, sketches of 200 ImageNet classes (Hendrycks et al., 2021), a fifth of each class for testing"
+    "Paintings, toys, sketches of 200 ImageNet classes (Hendrycks et al., 2021)"
     at = _fetch('imagenet_r', root, download)
     paths, y, ids = list_classes(at)
     parts = split_files(paths, y, for_testing(y, ids, .2, seed=0))
     return _read_benchmark('imagenet_r', at, parts, _names(ids, at/'README.txt'), size)
 
-SOURCES |= dict(cifar100=cifar100, cub200=cub200, tiny_imagenet=tiny_imagenet, imagenet_r=imagenet_r)
+SOURCES |= {f.__name__: f for f in (cifar100, cub200, tiny_imagenet, imagenet_r)}

@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 from tqdm.auto import tqdm
 
 # %% ../nbs/31_download.ipynb #2ee90b44
-_TIMEOUT = 30  # seconds without a byte
-
-def md5_of(path: str|Path) -> str: # Hex digits
+def md5_of(
+    path: str|Path, # Of a file
+) -> str: # Hex digits
     "MD5 of a file"
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, 'rb') as f:
@@ -32,8 +32,8 @@ def md5_of(path: str|Path) -> str: # Hex digits
     return digest.hexdigest()
 
 def mismatch(
-    path: Path,
-    size: int|None, # In bytes
+    path: Path, # Of a file
+    size: int|None, # In bytes; None is not checked
     md5: str, # Hex digits
 ) -> str|None: # Both values; None if nothing differs
     "How a file differs from what is expected"
@@ -42,6 +42,8 @@ def mismatch(
     if (other := md5_of(path)) != md5: return f'md5 {other} instead of {md5}'
 
 # %% ../nbs/31_download.ipynb #6e50c77b
+_TIMEOUT = 30  # seconds without a byte
+
 def _receive(
     url: str,
     part: Path, # What has arrived so far
@@ -53,18 +55,21 @@ def _receive(
     if size is not None and have == size: return
     if size is not None and have > size: have = 0
     headers = {'User-Agent': 'ham_nb'} | ({'Range': f'bytes={have}-'} if have else {})
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as r:
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as r:
         if r.status != 206: have = 0  # the server sends everything, whatever was asked for
         length = r.headers.get('Content-Length')
-        total, hide = have + int(length) if length else size, None if progress is None else not progress
-        with open(part, 'ab' if have else 'wb') as f, \
-             tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=part.stem, leave=False, disable=hide) as bar:
+        total = have + int(length) if length else size
+        bar = tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=part.stem,
+                   leave=False, disable=None if progress is None else not progress)
+        with open(part, 'ab' if have else 'wb') as f, bar:
             while chunk := r.read(1 << 18): bar.update(f.write(chunk))
-    if total and (got := part.stat().st_size) < total: raise OSError(f'the connection ended after {got:,} of {total:,} bytes')
+    if total and (got := part.stat().st_size) < total:
+        raise OSError(f'the connection ended after {got:,} of {total:,} bytes')
 
 # %% ../nbs/31_download.ipynb #bc1e6158
 def download(
-    url: str,
+    url: str, # Of the file
     folder: str|Path, # Where the file goes, under the name that it has in the URL
     size: int|None, # In bytes; None is not checked
     md5: str, # Hex digits
@@ -83,25 +88,38 @@ def download(
         else: part.replace(path)
     except (OSError, HTTPException) as e:
         reason = (e.reason if type(e) is URLError else str(e)) or type(e).__name__
-        raise ValueError(f'Cannot download {url} ({reason}): try again, or put that file into {str(path.parent)!r} yourself.') from e
+        raise ValueError(f'Cannot download {url} ({reason}): try again, '
+                         f'or put that file into {str(path.parent)!r} yourself.') from e
     if wrong: raise ValueError(f'{url} is not the expected file and was removed: {wrong}.')
     return path
 
 # %% ../nbs/31_download.ipynb #7b9e7e90
-def _members(archive: tarfile.TarFile|zipfile.ZipFile) -> list: # (member, its name, is it a file or a folder)
-    "What an archive holds"
+def _members(archive: tarfile.TarFile|zipfile.ZipFile) -> list: # (member, its name, is it plain)
+    "What an archive holds; a file or a folder is plain"
     if isinstance(archive, tarfile.TarFile):
         members = [(m, m.name, m.isreg() or m.isdir()) for m in archive]
-        while archive.fileobj.read(1 << 20): pass  # up to the checksum that a compressed file ends with
+        while archive.fileobj.read(1 << 20): pass  # up to the checksum that ends a compressed file
         return members
     plain = 0, stat.S_IFREG, stat.S_IFDIR  # 0: written by a system without file types
-    return [(m, m.filename, stat.S_IFMT(m.external_attr >> 16) in plain) for m in archive.infolist()]
+    return [(m, m.filename, stat.S_IFMT(m.external_attr >> 16) in plain)
+            for m in archive.infolist()]
 
 def _inside(name: str) -> bool:
-    "Does a member's name stay below the folder that it is unpacked to, on every system?"
+    "Does a member stay below the folder that it is unpacked to, on every system?"
     path = PurePosixPath(name.replace('\\', '/'))
     return not (path.is_absolute() or '..' in path.parts or PureWindowsPath(name).drive)
 
+def _wanted(archive, path: Path, top: str) -> list:
+    "Members of the folder `top`, if all members of the archive at `path` are harmless"
+    members = _members(archive)
+    for _, name, plain in members:
+        if not _inside(name):
+            raise ValueError(f'{str(path)!r} would write outside its folder: {name!r}.')
+        if not plain: raise ValueError(
+            f'{str(path)!r} holds {name!r}, which is neither a file nor a folder.')
+    return [m for m, name, _ in members if PurePosixPath(name).parts[:1] == (top,)]
+
+# %% ../nbs/31_download.ipynb #944fc010
 def _extract(
     archive: tarfile.TarFile|zipfile.ZipFile,
     members: list, # Of the archive, checked
@@ -110,29 +128,30 @@ def _extract(
     "Write checked members"
     if isinstance(archive, zipfile.ZipFile): return archive.extractall(to, members)
     if hasattr(tarfile, 'data_filter'): return archive.extractall(to, members, filter='data')
-    for m in members: m.mode = 0o755 if m.isdir() else 0o644  # early releases of Python 3.10 and 3.11 have no filters
+    for m in members:  # early releases of Python 3.10 and 3.11 have no filters
+        m.mode = 0o755 if m.isdir() else 0o644
     archive.extractall(to, members)
 
 # %% ../nbs/31_download.ipynb #ee575421
 def unpack(
     archive: str|Path, # .zip, or .tar with or without compression
-    folder: str|Path, # What is taken out of the archive is its top folder of this name; a folder that is there already is kept
+    folder: str|Path, # Its top folder of this name is taken out; one that is there already is kept
 ) -> Path: # `folder`
     "Unpack a folder of an archive, in whole or not at all"
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir(): return folder
+    open_archive = zipfile.ZipFile if archive.suffix == '.zip' else tarfile.open
     try:
-        with (zipfile.ZipFile(archive) if archive.suffix == '.zip' else tarfile.open(archive)) as a:
-            members = _members(a)
-            for _, name, plain in members:
-                if not _inside(name): raise ValueError(f'{str(archive)!r} would write outside its folder: {name!r}.')
-                if not plain: raise ValueError(f'{str(archive)!r} holds {name!r}, which is neither a file nor a folder.')
+        with open_archive(archive) as a:
+            members = _wanted(a, archive, folder.name)
             with TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent) as tmp:
-                _extract(a, [m for m, name, _ in members if PurePosixPath(name).parts[:1] == (folder.name,)], tmp)
+                _extract(a, members, tmp)
                 whole = Path(tmp)/folder.name
-                if not whole.is_dir(): raise ValueError(f'{str(archive)!r} holds no folder {folder.name!r}.')
+                if not whole.is_dir():
+                    raise ValueError(f'{str(archive)!r} holds no folder {folder.name!r}.')
                 if not folder.is_dir(): whole.replace(folder)
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as e:
         reason = (str(e) or type(e).__name__).splitlines()[0].rstrip(':.')
-        raise ValueError(f'Cannot unpack {str(archive)!r} into {str(folder.parent)!r}: {reason}.') from e
+        raise ValueError(
+            f'Cannot unpack {str(archive)!r} into {str(folder.parent)!r}: {reason}.') from e
     return folder

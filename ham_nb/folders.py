@@ -17,40 +17,44 @@ from fastcore.basics import patch
 from PIL import Image, ImageOps
 from torch import Tensor
 from .images import Images, for_testing
-from .stream import TaskStream
-from .stream import SOURCES
+from .stream import SOURCES, TaskStream
 
 # %% ../nbs/30_folders.ipynb #9ca323b8
 _SUFFIXES = {'.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 _FOREIGN = {'.heic', '.heif', '.avif', '.jxl'}
 
 def read_image(
-    path: str|Path,
+    path: str|Path, # Of a file that Pillow reads
     size: int = 256, # Side of the result in pixels
 ) -> Tensor: # (1, 3, size, size) uint8
     "Decode, shrink so that the shorter side is `size`, cut the central square"
     try:
         with Image.open(path) as im:
-            im.draft('RGB', (size, size))  # lets the JPEG decoder skip detail that would be thrown away
-            if im.mode in ('I', 'F'): raise OSError(f'its pixels are of mode {im.mode!r}')  # whose range nobody knows
+            im.draft('RGB', (size, size))  # lets the JPEG decoder skip detail
+            if im.mode in ('I', 'F'): raise OSError(f'its pixels are of mode {im.mode!r}')
             im = ImageOps.exif_transpose(im)
-            if im.mode.startswith('I;16'): im = Image.fromarray((np.asarray(im) >> 8).astype(np.uint8))  # convert would clip at 255
-            if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
+            if im.mode.startswith('I;16'):  # convert would clip at 255
+                im = Image.fromarray((np.asarray(im) >> 8).astype(np.uint8))
+            if im.has_transparency_data:
+                white = Image.new('RGBA', im.size, 'white')
+                im = Image.alpha_composite(white, im.convert('RGBA'))
             im = ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(im)).permute(2, 0, 1)[None]
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f'Cannot read the image {str(path)!r}: {e}') from e
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f'Cannot read the image {str(path)!r}: {e}') from e
 
 # %% ../nbs/30_folders.ipynb #ece2473f
 def read_files(
     parts: list, # (paths, labels) of train and of test
-    classes: list[str],
+    classes: list[str], # One name per label
     size: int, # Side in pixels
 ) -> tuple[Images, ...]: # One per part, (n, 3, size, size)
     "Decode listed files into memory, in threads, if they fit"
     n, free = sum(len(paths) for paths, _ in parts), psutil.virtual_memory().available
     if (need := n * 3 * size**2) > free:
-        raise ValueError(f'{n:,} images of {size} x {size} pixels need {need / 1e9:.2f} GB of memory, '
-                         f'{free / 1e9:.2f} GB are available: lower size (--load-size).')
+        raise ValueError(
+            f'{n:,} images of {size} x {size} pixels need {need / 1e9:.2f} GB of memory, '
+            f'{free / 1e9:.2f} GB are available: lower size (--set load_size).')
     def part(paths, y):
         x = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
         def read(i): x[i] = read_image(paths[i], size)[0]
@@ -59,21 +63,28 @@ def read_files(
     return tuple(part(*p) for p in parts)
 
 # %% ../nbs/30_folders.ipynb #82171e36
-def list_classes(root: Path) -> tuple[list[Path], np.ndarray, list[str]]: # Paths, labels, class names
+def _images_in(folder: Path) -> list[Path]:
+    files = [f for f in sorted(folder.rglob('*')) if not f.name.startswith('.')]
+    if foreign := [f for f in files if f.suffix.lower() in _FOREIGN]: raise ValueError(
+        f'{str(foreign[0])!r} is of a format that is not read: convert it to JPEG or PNG.')
+    return [f for f in files if f.suffix.lower() in _SUFFIXES]
+
+def list_classes(
+    root: Path, # Holds one folder per class
+) -> tuple[list[Path], np.ndarray, list[str]]: # Paths, labels, class names
     "The images `root/<class>/*`, classes by name"
     if not root.is_dir(): raise ValueError(f'No such folder: {str(root)!r}.')
-    def images(folder):
-        for f in sorted(f for f in folder.rglob('*') if not f.name.startswith('.')):
-            if f.suffix.lower() in _FOREIGN: raise ValueError(f'{str(f)!r} is of a format that is not read: convert it to JPEG or PNG.')
-            if f.suffix.lower() in _SUFFIXES: yield f
-    files = {d.name: [*images(d)] for d in sorted(root.iterdir()) if d.is_dir() and not d.name.startswith('.')}
-    empty = [c for c, fs in files.items() if not fs]
-    if not files or len(empty) == len(files): raise ValueError(f'No images in {str(root)!r}: expected one folder of images per class.')
-    if empty: raise ValueError(f'The class folder {str(root/empty[0])!r} holds no image.')
-    return [f for fs in files.values() for f in fs], np.repeat(range(len(files)), [len(fs) for fs in files.values()]), list(files)
+    folders = [d for d in sorted(root.iterdir()) if d.is_dir() and not d.name.startswith('.')]
+    files = [_images_in(d) for d in folders]
+    if not any(files):
+        raise ValueError(f'No images in {str(root)!r}: expected one folder of images per class.')
+    if not all(files): raise ValueError(
+        f'The class folder {str(folders[files.index([])])!r} holds no image.')
+    y = np.repeat(range(len(files)), [len(fs) for fs in files])
+    return [f for fs in files for f in fs], y, [d.name for d in folders]
 
 def split_files(
-    paths: list[Path],
+    paths: list[Path], # (n,) files
     y: np.ndarray, # (n,) labels
     test: np.ndarray, # (n,) bool
 ) -> list: # (paths, labels) of train and of test
@@ -83,6 +94,22 @@ def split_files(
 # %% ../nbs/30_folders.ipynb #2f8de0af
 _PARTS = {'train', 'test', 'val', 'valid', 'training', 'testing', 'validation'}
 
+def _list_parts(path: Path, test_share: float, seed: int) -> tuple[list, list[str]]:
+    "(paths, labels) of train and of test, as they lie or drawn, and the classes"
+    parts = sorted((d for d in path.iterdir() if d.is_dir() and d.name.lower() in _PARTS),
+                   key=lambda d: d.name.lower())
+    if parts and [d.name.lower() for d in parts] != ['test', 'train']:
+        raise ValueError(f'{str(path)!r} holds {[d.name for d in parts]}: '
+                         'expected train and test, or one folder per class.')
+    paths, y, classes = list_classes(parts[1] if parts else path)
+    if not parts: return split_files(paths, y, for_testing(y, classes, test_share, seed)), classes
+    *test, others = list_classes(parts[0])
+    if odd := sorted(set(classes) ^ set(others)):
+        raise ValueError(f'train and test hold different classes: {odd[0]!r} '
+                         f'is in only one of them ({len(odd)} such).')
+    return [(paths, y), test], classes
+
+# %% ../nbs/30_folders.ipynb #d6b7c770
 def folder(
     root: str|Path, # Holds `train/<class>/*` and `test/<class>/*`, or `<class>/*`
     size: int = 256, # Side in pixels of the squares that are kept in memory
@@ -92,26 +119,18 @@ def folder(
     "Images from a folder of folders"
     path = Path(root)
     if not path.is_dir(): raise ValueError(f'No such folder: {str(path)!r}.')
-    parts = sorted((d for d in path.iterdir() if d.is_dir() and d.name.lower() in _PARTS), key=lambda d: d.name.lower())
-    if parts and [d.name.lower() for d in parts] != ['test', 'train']:
-        raise ValueError(f'{str(path)!r} holds {[d.name for d in parts]}: expected train and test, or one folder per class.')
-    paths, y, classes = list_classes(parts[1] if parts else path)
-    if parts:
-        *test, others = list_classes(parts[0])
-        if odd := sorted(set(classes) ^ set(others)):
-            raise ValueError(f'train and test hold different classes: {odd[0]!r} is in only one of them ({len(odd)} such).')
-        listed = [(paths, y), test]
-    else: listed = split_files(paths, y, for_testing(y, classes, test_share, seed))
-    if len(classes) < 2: raise ValueError(f'{str(path)!r} holds {len(classes)} class, at least 2 are needed.')
-    return read_files(listed, classes, size)
-
-SOURCES['folder'] = folder
+    files, classes = _list_parts(path, test_share, seed)
+    if len(classes) < 2:
+        raise ValueError(f'{str(path)!r} holds {len(classes)} class, at least 2 are needed.')
+    return read_files(files, classes, size)
 
 # %% ../nbs/30_folders.ipynb #86089740
+SOURCES['folder'] = folder
+
 @patch(cls_method=True)
 def from_folder(cls: TaskStream,
     path: str|Path, # `train/<class>/*` and `test/<class>/*`, or `<class>/*`
-    tasks: int = 5,
+    tasks: int = 5, # Number of tasks, at most one per class
     seed: int|None = None, # Of the class order; None keeps the natural order
     **kwargs, # As for `named`
 ) -> TaskStream:

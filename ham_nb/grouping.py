@@ -22,7 +22,10 @@ class Assignment:
     runner_up: int|None # The second most similar group
 
 # %% ../nbs/09_grouping.ipynb #b6117a3a
-def check_grouping(tau: float, g_max: int):
+def check_grouping(
+    tau: float, # In [-1, 1]
+    g_max: int, # At least 1
+):
     "Refuse a threshold or a number of groups that makes no sense"
     if not -1 <= tau <= 1: raise ValueError(f'tau must lie in [-1, 1], got {tau}.')
     if g_max < 1: raise ValueError(f'g_max must be at least 1, got {g_max}.')
@@ -37,7 +40,7 @@ def assign(
     c = [float(s) for s in similarities]
     if any(math.isnan(s) for s in c): raise ValueError(f'Similarities must be numbers, got {c}.')
     ranked = sorted(range(len(c)), key=lambda j: -c[j])
+    runner_up = ranked[1] if len(c) > 1 else None
     joins = bool(c) and c[ranked[0]] >= tau
-    opened = not joins and len(c) < g_max
-    return Assignment(group=len(c) if opened else ranked[0], opened=opened, forced=not joins and not opened,
-                      similarities=c, runner_up=ranked[1] if len(c) > 1 else None)
+    if not joins and len(c) < g_max: return Assignment(len(c), True, False, c, runner_up)
+    return Assignment(ranked[0], False, not joins, c, runner_up)

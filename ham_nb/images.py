@@ -9,7 +9,7 @@ __all__ = ['Images', 'show_images', 'for_testing', 'split', 'digits', 'toy', 're
 
 # %% ../nbs/01_images.ipynb #38e1f3b0
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -28,13 +28,15 @@ class Images:
     flip: bool = True # Does a mirror image keep its label? (not so for digits)
 
     def __post_init__(self):
-        if len(self.x) != len(self.y): raise ValueError(f'{len(self.x)} images but {len(self.y)} labels.')
-        if self.x.dtype != torch.uint8: raise ValueError(f'Images are kept as uint8, got {self.x.dtype}.')
-        if self.y.dtype != torch.int64: raise ValueError(f'Labels are kept as int64, got {self.y.dtype}.')
+        if len(self.x) != len(self.y):
+            raise ValueError(f'{len(self.x)} images but {len(self.y)} labels.')
+        for name, t, dtype in ('Images', self.x, torch.uint8), ('Labels', self.y, torch.int64):
+            if t.dtype != dtype: raise ValueError(f'{name} are kept as {dtype}, got {t.dtype}.')
 
     def __len__(self) -> int: return len(self.y)
-    def __getitem__(self, idx) -> 'Images': return Images(self.x[idx], self.y[idx], self.classes, self.flip)
-    def __repr__(self): return f'Images({len(self)} x {tuple(self.x.shape[1:])}, {len(self.classes)} classes)'
+    def __getitem__(self, idx) -> 'Images': return replace(self, x=self.x[idx], y=self.y[idx])
+    def __repr__(self):
+        return f'Images({len(self)} x {tuple(self.x.shape[1:])}, {len(self.classes)} classes)'
 
 # %% ../nbs/01_images.ipynb #4d164270
 def show_images(
@@ -56,26 +58,32 @@ def show_images(
 # %% ../nbs/01_images.ipynb #933872e6
 def for_testing(
     y: np.ndarray, # (n,) labels
-    classes: list[str],
-    test_share: float, # Of every class
-    seed: int,
+    classes: list[str], # One name per label, for the error
+    test_share: float, # Of every class, above 0 and below 1
+    seed: int, # Of the draw
 ) -> np.ndarray: # (n,) bool
     "The same share of every class, drawn at random; at least one image, and not all"
-    if not 0 < test_share < 1: raise ValueError(f'test_share must lie in (0, 1), got {test_share}.')
+    if not 0 < test_share < 1:
+        raise ValueError(f'test_share must lie in (0, 1), got {test_share}.')
     rng, test = np.random.RandomState(seed), np.zeros(len(y), bool)
     for c in np.unique(y).tolist():
         members = rng.permutation(np.flatnonzero(y == c))
-        if len(members) < 2: raise ValueError(f'Class {classes[c]!r} has {len(members)} image, a split into train and test needs 2.')
-        test[members[:min(len(members) - 1, max(1, round(test_share * len(members))))]] = True
+        if len(members) < 2:
+            raise ValueError(f'Class {classes[c]!r} has {len(members)} image, '
+                             'a split into train and test needs 2.')
+        n = max(1, round(test_share * len(members)))
+        test[members[:min(n, len(members) - 1)]] = True
     return test
 
+# %% ../nbs/01_images.ipynb #b9c73258
 def split(
-    images: Images,
+    images: Images, # At least two of every class
     test_share: float = .2, # Share of every class that is kept for testing
-    seed: int = 0,
+    seed: int = 0, # Of the draw
 ) -> tuple[Images, Images]: # Train and test
     "Stratified split: every class gives the same share of its images to the test set"
-    test = torch.from_numpy(for_testing(images.y.numpy(), images.classes, test_share, seed))
+    test = torch.from_numpy(
+        for_testing(images.y.numpy(), images.classes, test_share, seed))
     return images[~test], images[test]
 
 # %% ../nbs/01_images.ipynb #54a824e1
@@ -86,37 +94,42 @@ def digits() -> tuple[Images, Images]: # Train (1438, 1, 8, 8) and test (359, 1,
     return split(Images(x, torch.from_numpy(y), [str(i) for i in range(10)], flip=False))
 
 # %% ../nbs/01_images.ipynb #05fc3fb0
-def _toy_pattern(kind: int, side: int, n: int, size: int, g: torch.Generator) -> Tensor: # (n, size, size), about -1 to 1
-    "`n` patterns of one kind; `side` 0 or 1 is the class"
+def _toy_pattern(
+    kind: int, # 0 stripes, 1 a spot, 2 grain
+    side: int, # The answer, 0 or 1
+    n: int, # Number of patterns
+    size: int, # Side in pixels
+    g: torch.Generator, # Draws phases and places
+) -> Tensor: # (n, size, size), about -1 to 1
+    "`n` patterns of one kind and side"
     u = torch.linspace(-1, 1, size)
     yy, xx = (m.expand(n, -1, -1) for m in torch.meshgrid(u, u, indexing='ij'))
     phase, place = (torch.rand(n, 1, 1, generator=g) * s for s in (2 * math.pi, 1.))
-    if kind == 0: return torch.sin(9 * (xx if side else yy) + phase)                         # stripes: which way
-    if kind == 1:                                                                            # a spot: which side
-        cx, cy = (.3 + .4 * place) * (1 if side else -1), torch.rand(n, 1, 1, generator=g) - .5
-        return 2 * torch.exp(-((xx - cx)**2 + (yy - cy)**2) / .08) - 1
-    return torch.sin((6 if side else 18) * (xx + yy) / 1.4 + phase)                          # diagonal grain: coarse or fine
+    if kind == 0: return torch.sin(9 * (xx if side else yy) + phase)
+    if kind == 2: return torch.sin((6 if side else 18) * (xx + yy) / 1.4 + phase)
+    cx, cy = (.3 + .4 * place) * (1 if side else -1), torch.rand(n, 1, 1, generator=g) - .5
+    return 2 * torch.exp(-((xx - cx)**2 + (yy - cy)**2) / .08) - 1
 
 # %% ../nbs/01_images.ipynb #9bf98b18
 def toy(
     pairs: int = 3, # Kinds of task, 1 to 3; each appears twice
     per_class: int = 48, # Training images per class; half as many for testing
     size: int = 32, # Side in pixels
-    seed: int = 0,
-) -> tuple[Images, Images]: # 4 * `pairs` classes in natural order: task t has classes 2t and 2t + 1
-    "Generated images whose two-class tasks form planted pairs: task `t` and task `t + pairs` need the same feature"
+    seed: int = 0, # Of phases, places and noise
+) -> tuple[Images, Images]: # 4 * `pairs` classes in natural order: task t has 2t and 2t + 1
+    "Two-class tasks in planted pairs: task `t` and task `t + pairs` need the same feature"
     if not 1 <= pairs <= 3: raise ValueError(f'toy has 1 to 3 kinds of task, got {pairs=}.')
-    g = torch.Generator().manual_seed(seed)
+    g, kinds = torch.Generator().manual_seed(seed), ('stripes', 'spot', 'grain')
+    classes = [f'{kinds[t % pairs]}{t // pairs}-{s}' for t in range(2 * pairs) for s in 'ab']
     def part(n):
-        x, y = [], []
-        for task in range(2 * pairs):
+        x = []
+        for task, side in (divmod(label, 2) for label in range(len(classes))):
             contrast = 70 if task < pairs else 45  # the second task of a pair is a paler copy
-            for side in (0, 1):
-                noise = 25 * torch.randn(n, 1, size, size, generator=g)
-                x.append(128 + contrast * _toy_pattern(task % pairs, side, n, size, g)[:, None] + noise)
-                y.append(torch.full((n,), 2 * task + side))
-        return Images(torch.cat(x).clamp(0, 255).to(torch.uint8), torch.cat(y), classes, flip=False)
-    classes = [f'{("stripes", "spot", "grain")[t % pairs]}{t // pairs}-{s}' for t in range(2 * pairs) for s in 'ab']
+            noise = 25 * torch.randn(n, 1, size, size, generator=g)
+            pattern = _toy_pattern(task % pairs, side, n, size, g)[:, None]
+            x.append(128 + contrast * pattern + noise)
+        y = torch.arange(len(classes)).repeat_interleave(n)
+        return Images(torch.cat(x).clamp(0, 255).to(torch.uint8), y, classes, flip=False)
     return part(per_class), part(max(1, per_class // 2))
 
 # %% ../nbs/01_images.ipynb #c4b30220
@@ -127,23 +140,26 @@ def resize(
 ) -> Tensor: # (b, 3, size, size) float in [0, 1]
     "Resize a batch; grey images get three equal channels"
     x = x.float() / 255
-    if x.shape[-2:] != (size, size): x = F.interpolate(x, (size, size), mode=mode, antialias=True, align_corners=False).clamp(0, 1)
+    if x.shape[-2:] != (size, size):
+        x = F.interpolate(  # a bicubic filter overshoots
+            x, (size, size), mode=mode, antialias=True, align_corners=False).clamp(0, 1)
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
 
 def normalize(
     x: Tensor, # (b, 3, h, w) in [0, 1]
     mean: tuple, # Of each channel
-    std: tuple,
-) -> Tensor:
+    std: tuple, # Of each channel
+) -> Tensor: # (b, 3, h, w)
     "Shift and scale channels to what the backbone was trained on"
-    mean, std = (torch.tensor(v, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None] for v in (mean, std))
+    mean, std = (torch.tensor(v, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None]
+                 for v in (mean, std))
     return (x - mean) / std
 
 # %% ../nbs/01_images.ipynb #4f7d70d0
 @dataclass(frozen=True)
 class Augment:
     "One random affine map per image, and on request a change of its colours"
-    zoom: tuple = (.75, 1.) # Side of the visible part, as a share of the image; above 1 shows a border
+    zoom: tuple = (.75, 1.) # Side of the visible part, as a share; above 1 shows a border
     degrees: float = 0. # Largest rotation
     flip: bool = True # Mirror half of the images
     colours: bool = False # Permute the channels, and invert half of the images
@@ -157,58 +173,66 @@ class Augment:
         side = self.zoom[0] + (self.zoom[1] - self.zoom[0]) * u[0]
         turn = math.radians(self.degrees) * (2 * u[1] - 1)
         mirror = torch.where(u[2] < .5, -1., 1.) if self.flip else torch.ones(b)
-        dx, dy = ((1 - side).abs() * (2 * v - 1) for v in u[3:])  # anywhere that keeps the crop inside
+        dx, dy = ((1 - side).abs() * (2 * v - 1) for v in u[3:])
         cos, sin = turn.cos() * side, turn.sin() * side
-        return torch.stack([torch.stack([cos * mirror, -sin, dx], -1), torch.stack([sin * mirror, cos, dy], -1)], -2)
+        return torch.stack([cos * mirror, -sin, dx, sin * mirror, cos, dy], -1).view(b, 2, 3)
 
-    def recolour(self,
-        x: Tensor, # (b, 3, h, w) in [0, 1]
-        g: torch.Generator, # On the CPU
-    ) -> Tensor: # (b, 3, h, w)
-        "Permute the channels of each image, and invert half of them"
-        order, inverted = torch.rand(len(x), 3, generator=g).argsort(1), torch.rand(len(x), generator=g) < .5
-        x = x.gather(1, order.to(x.device)[:, :, None, None].expand_as(x))
-        return torch.where(inverted.to(x.device)[:, None, None, None], 1 - x, x)
+# %% ../nbs/01_images.ipynb #dddbe889
+@patch
+def recolour(self: Augment,
+    x: Tensor, # (b, 3, h, w) in [0, 1]
+    g: torch.Generator, # On the CPU
+) -> Tensor: # (b, 3, h, w)
+    "Permute the channels of each image, and invert half of them"
+    order, u = torch.rand(len(x), 3, generator=g).argsort(1), torch.rand(len(x), generator=g)
+    x = x.gather(1, order.to(x.device)[:, :, None, None].expand_as(x))
+    return torch.where((u < .5).to(x.device)[:, None, None, None], 1 - x, x)
 
-    def __call__(self,
-        x: Tensor, # (b, c, h, w) uint8
-        size: int, # Side of the result in pixels
-        g: torch.Generator, # On the CPU
-    ) -> Tensor: # (b, 3, size, size) float in [0, 1]
-        "Augment and resize a batch"
-        h, w = x.shape[-2:]
-        if w > size or h != w: x = resize(x, size)  # shrinking needs the anti-aliased filter first
-        else: x = (x.float() / 255).expand(-1, 3, -1, -1)
-        theta = self.theta(len(x), g).to(x.device, non_blocking=True)
-        grid = F.affine_grid(theta, (len(x), 3, size, size), align_corners=False)
-        edge = 1 - 1 / x.shape[-1]  # beyond the outermost pixel centres the border is repeated; MPS has no padding mode for it
-        x = F.grid_sample(x, grid.clamp(-edge, edge), mode='bilinear', align_corners=False)
-        return self.recolour(x, g) if self.colours else x
+@patch
+def __call__(self: Augment,
+    x: Tensor, # (b, c, h, w) uint8
+    size: int, # Side of the result in pixels
+    g: torch.Generator, # On the CPU
+) -> Tensor: # (b, 3, size, size) float in [0, 1]
+    "Augment and resize a batch"
+    h, w = x.shape[-2:]
+    if w > size or h != w: x = resize(x, size)  # shrinking needs the anti-aliased filter first
+    else: x = (x.float() / 255).expand(-1, 3, -1, -1)
+    theta = self.theta(len(x), g).to(x.device, non_blocking=True)
+    grid = F.affine_grid(theta, (len(x), 3, size, size), align_corners=False)
+    edge = 1 - 1 / x.shape[-1]  # the clamp repeats the border; MPS has no padding mode for it
+    x = F.grid_sample(x, grid.clamp(-edge, edge), mode='bilinear', align_corners=False)
+    return self.recolour(x, g) if self.colours else x
 
 # %% ../nbs/01_images.ipynb #3209b974
 @patch
-def near(self: Images,
+def to_device(self: Images,
     device, # Where they are needed
-    free: int|None = None, # Its free memory in bytes; None asks a GPU, and takes other devices to have enough
+    free: int|None = None, # Its free bytes; None asks a GPU, other devices have enough
 ) -> Images:
     "Labels on the device, and the bytes too where they leave three quarters of its free memory"
     device = torch.device(device)
-    if free is None: free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else math.inf
+    if free is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else math.inf
     fits = self.x.device.type == device.type or 4 * self.x.nbytes <= free
-    return Images(self.x.to(device) if fits else self.x, self.y.to(device), self.classes, self.flip)
+    return replace(self, x=self.x.to(device) if fits else self.x, y=self.y.to(device))
 
-def _bring(t: Tensor, device: torch.device) -> Tensor:
-    if device.type == 'cuda' and t.device.type == 'cpu': t = t.pin_memory()  # only such memory is copied while the GPU computes
+def _copy_to(t: Tensor, device: torch.device) -> Tensor:
+    "From pinned memory, since no other is copied while the GPU computes"
+    if device.type == 'cuda' and t.device.type == 'cpu': t = t.pin_memory()
     return t.to(device, non_blocking=True)
 
+# %% ../nbs/01_images.ipynb #7a01d484
 def batches(
     images: Images, # Or anything else with a tensor `x` and labels `y` of one length
     bs: int, # Batch size
     g: torch.Generator|None = None, # Shuffles; None keeps the order
-    device: torch.device|None = None, # Brings the batches there; None leaves them where the images are
+    device: torch.device|None = None, # Of the batches; None leaves them where the images are
+    order: Tensor|None = None, # (m,) indices, such as part of an epoch; wins over `g`
 ): # Yields (xb, yb): (b, c, h, w) uint8 and (b,)
     "Batches of bytes and labels, each image once; the last batch may be smaller"
-    order = torch.arange(len(images.y)) if g is None else torch.randperm(len(images.y), generator=g)
+    n = len(images.y)
+    if order is None: order = torch.arange(n) if g is None else torch.randperm(n, generator=g)
     for i, j in zip(*(order.to(t.device).split(bs) for t in (images.x, images.y))):
         xb, yb = images.x[i], images.y[j]
-        yield (xb, yb) if device is None else (_bring(xb, device), _bring(yb, device))
+        yield (xb, yb) if device is None else (_copy_to(xb, device), _copy_to(yb, device))

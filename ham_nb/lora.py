@@ -16,88 +16,100 @@ from torch import Tensor, nn
 from .lowrank import LowRank, concat
 
 # %% ../nbs/06_lora.ipynb #f6c59162
-class _FoldedLinear(torch.autograd.Function):
-    "`F.linear(x, W0 + (B * importance) @ A, bias)` with gradients from the factors: never one of size (d, k)"
+class _AdaptedLinear(torch.autograd.Function):
+    "`F.linear(x, W0 + (B * c) @ A, bias)` with gradients from the factors, none of size (d, k)"
+    # x (..., k) in the dtype of the product; frozen: W0 (d, k), bias (d,), groups_A (R, k),
+    # groups_B (d, R); trained: A (r, k), B (d, r), per_rank (R + r,), which is c
     @staticmethod
-    def forward(ctx,
-        x: Tensor, # (..., k), in the dtype of the product
-        W0: Tensor, # (d, k), frozen like bias and groups
-        bias: Tensor|None, # (d,)
-        groups_A: Tensor, # (R, k)
-        groups_B: Tensor, # (d, R)
-        A: Tensor, # (r, k), trained
-        B: Tensor, # (d, r), trained
-        per_row: Tensor, # (R + r,), trained
-    ) -> Tensor: # (..., d)
+    def forward(ctx, x, W0, bias, groups_A, groups_B, A, B, per_rank): # -> (..., d)
         R = len(groups_A)
-        with torch.autocast(x.device.type, enabled=False):  # one rounding, of the sum, instead of one for every summand
-            W = torch.addmm(W0, B * per_row[R:], A)
-            if R: W = torch.addmm(W, groups_B * per_row[:R], groups_A)
+        with torch.autocast(x.device.type, enabled=False):  # only the sum is rounded
+            W = torch.addmm(W0, B * per_rank[R:], A)
+            if R: W = torch.addmm(W, groups_B * per_rank[:R], groups_A)
             W = W.to(x.dtype)
-            ctx.save_for_backward(x, W, groups_A, groups_B, A, B, per_row)
+            ctx.save_for_backward(x, W, groups_A, groups_B, A, B, per_rank)
             return F.linear(x, W, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad): # (..., d)
-        x, W, groups_A, groups_B, A, B, per_row = ctx.saved_tensors
+        x, W, groups_A, groups_B, A, B, per_rank = ctx.saved_tensors
         R, g, x2 = len(groups_A), grad.flatten(0, -2), x.flatten(0, -2)
-        u = x2 @ torch.cat([groups_A, A]).to(x.dtype).T                              # (tokens, R + r)
-        v = g @ torch.cat([groups_B, B], 1).to(g.dtype)
-        own = per_row[R:]
-        return (grad @ W if ctx.needs_input_grad[0] else None, None, None, None, None, (v[:, R:].T @ x2).to(A.dtype) * own[:, None],
-                (g.T @ u[:, R:]).to(B.dtype) * own, (u * v).sum(0, dtype=per_row.dtype))
+        own = per_rank[R:]                                             # alpha_i s
+        u = x2 @ torch.cat([groups_A, A]).to(x.dtype).T                # u = x A^T
+        v = g @ torch.cat([groups_B, B], 1).to(g.dtype)                # v = g B
+        grad_x = grad @ W if ctx.needs_input_grad[0] else None         # dL/dx = g W
+        grad_A = (v[:, R:].T @ x2).to(A.dtype) * own[:, None]          # dL/dA = alpha_i s v^T x
+        grad_B = (g.T @ u[:, R:]).to(B.dtype) * own                    # dL/dB = alpha_i s g^T u
+        grad_c = (u * v).sum(0, dtype=per_rank.dtype)                  # dL/dc = sum of u v
+        return grad_x, None, None, None, None, grad_A, grad_B, grad_c
 
 # %% ../nbs/06_lora.ipynb #b1ce1382
 class LoRALinear(nn.Module):
-    "A frozen linear layer plus packed group adapters plus the adapter being trained (Hu et al., 2021; importance as in HAM)"
+    "A frozen linear layer, packed groups and an adapter (LoRA, Hu et al., 2021)"
     def __init__(self,
         base: nn.Linear, # (k -> d), frozen here
         rank: int, # Of the current adapter, for each part
         scale: float = 1., # Constant factor on the current adapter, LoRA's alpha / r
-        parts: list|None = None, # Row ranges of `base` to adapt, all of equal height; the whole layer by default
+        parts: list|None = None, # Row ranges to adapt, of equal height; all rows by default
     ):
         super().__init__()
         d, k = base.weight.shape
         self.parts = parts or [(0, d)]
-        height = self.parts[0][1] - self.parts[0][0]
-        if not 1 <= rank <= min(height, k):
-            raise ValueError(f'rank must lie in 1 to {min(height, k)} for a layer of {height} x {k}, got {rank}.')
+        height, r = self.parts[0][1] - self.parts[0][0], len(self.parts) * rank
+        if not 1 <= rank <= min(height, k): raise ValueError(
+            f'rank must lie in 1 to {min(height, k)} for a layer of {height} x {k}, got {rank}.')
         if not scale > 0: raise ValueError(f'scale must be above 0, got {scale}.')
-        self.base, self.rank, self.scale, self.merged = base.requires_grad_(False), rank, scale, False
+        self.base, self.rank, self.scale = base.requires_grad_(False), rank, scale
         like = dict(device=base.weight.device, dtype=base.weight.dtype)
-        self.A = nn.Parameter(torch.empty(len(self.parts) * rank, k, **like))        # (r, k)
-        self.B = nn.Parameter(torch.zeros(height, len(self.parts) * rank, **like))   # (d, r)
-        self.register_buffer('groups_A', torch.empty(0, k, **like))                  # (R, k)
-        self.register_buffer('groups_B', torch.empty(d, 0, **like))                  # (d, R)
-        self.register_buffer('owner', torch.empty(0, dtype=torch.int64, device=base.weight.device))  # (R,), the group of each packed row
-        self.ranks = []                                                              # of each group
-        self.importance = nn.Parameter(torch.ones(1, **like))                        # (slots + 1,): the groups, then the current adapter
-        self.start()
+        self.A = nn.Parameter(torch.empty(r, k, **like))               # (r, k)
+        self.B = nn.Parameter(torch.zeros(height, r, **like))          # (d, r), or a part's rows
+        self.register_buffer('groups_A', torch.empty(0, k, **like))    # (R, k)
+        self.register_buffer('groups_B', torch.empty(d, 0, **like))    # (d, R)
+        self.register_buffer('owner', torch.empty(0, **like).long())   # (R,), group of each rank
+        self.ranks, self.baked = [], False                             # ranks of the groups
+        self.importance = nn.Parameter(torch.ones(1, **like))          # groups, then the adapter
+        self.reset()
 
-    def start(self, A: Tensor|None = None):
-        "Begin a new adapter: A as given or random (Kaiming, as in LoRA), B = 0"
-        with torch.no_grad():
-            if A is None: nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-            else: self.A.copy_(A)
-            self.B.zero_()
+# %% ../nbs/06_lora.ipynb #113d98fc
+@patch
+@torch.no_grad()
+def reset(self: LoRALinear,
+    A: Tensor|None = None, # (r, k); drawn at random by default (Kaiming, as in LoRA)
+):
+    "Begin a new adapter: A as given or random, B = 0"
+    if A is None: nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+    else: self.A.copy_(A)
+    self.B.zero_()
 
-    def full_B(self) -> Tensor: # (d, r)
-        "B over all rows of the layer: block-diagonal where parts are adapted"
-        if len(self.parts) == 1 and len(self.B) == len(self.groups_B): return self.B
-        full = self.B.new_zeros(len(self.groups_B), self.B.shape[1])
-        for (lo, hi), i in zip(self.parts, range(0, self.B.shape[1], self.rank)): full[lo:hi, i:i + self.rank] = self.B[:, i:i + self.rank]
-        return full
+# %% ../nbs/06_lora.ipynb #6edc2491
+@patch
+def full_B(self: LoRALinear) -> Tensor: # (d, r)
+    "B over all rows of the layer: block-diagonal where parts are adapted"
+    if len(self.parts) == 1 and len(self.B) == len(self.groups_B): return self.B
+    full = self.B.new_zeros(len(self.groups_B), self.B.shape[1])
+    for i, (lo, hi) in enumerate(self.parts):
+        own = slice(i * self.rank, (i + 1) * self.rank)
+        full[lo:hi, own] = self.B[:, own]
+    return full
 
-    def per_row(self) -> Tensor: # (R + r,)
-        "What each row of the packed factors is multiplied by"
-        return torch.cat([self.importance[self.owner], (self.importance[-1:] * self.scale).expand(len(self.A))])
+@patch
+def per_rank(self: LoRALinear) -> Tensor: # (R + r,)
+    "What each row of the packed factors is multiplied by"
+    own = (self.importance[-1:] * self.scale).expand(len(self.A))
+    return torch.cat([self.importance[self.owner], own])
 
-    def forward(self, x: Tensor) -> Tensor: # (b, n, k) -> (b, n, d)
-        if self.merged: return self.base(x)
-        device = x.device.type
-        if torch.is_autocast_enabled(device): x = x.to(torch.get_autocast_dtype(device))
-        return _FoldedLinear.apply(x, self.base.weight, self.base.bias, self.groups_A, self.groups_B, self.A, self.full_B(), self.per_row())
+# %% ../nbs/06_lora.ipynb #13531bf5
+@patch
+def forward(self: LoRALinear,
+    x: Tensor, # (b, n, k)
+) -> Tensor: # (b, n, d)
+    "The frozen layer, the groups and the adapter, with one product on the tokens"
+    if self.baked: return self.base(x)
+    device = x.device.type
+    if torch.is_autocast_enabled(device): x = x.to(torch.get_autocast_dtype(device))
+    return _AdaptedLinear.apply(x, self.base.weight, self.base.bias, self.groups_A, self.groups_B,
+                                self.A, self.full_B(), self.per_rank())
 
 # %% ../nbs/06_lora.ipynb #bca9f0e3
 @patch
@@ -110,23 +122,27 @@ def adapter(self: LoRALinear) -> LowRank:
 @torch.no_grad()
 def total(self: LoRALinear) -> LowRank:
     "All that is added to the frozen weight, importance folded in"
-    return LowRank(torch.cat([self.groups_A, self.A]), torch.cat([self.groups_B, self.full_B()], 1) * self.per_row())
+    A, B = torch.cat([self.groups_A, self.A]), torch.cat([self.groups_B, self.full_B()], 1)
+    return LowRank(A, B * self.per_rank())
 
 # %% ../nbs/06_lora.ipynb #6c2aa91b
 @patch
 @torch.no_grad()
 def pack(self: LoRALinear,
     groups: list, # Of `LowRank`
-    rows: int = 0, # Make room for so many rows at least; those that no group fills are zero
+    rank: int = 0, # Make room for so many at least; what no group fills is zero
 ):
     "Replace the group adapters; they are kept side by side"
     self.ranks = [g.rank for g in groups]
     used = sum(self.ranks)
-    if len(self.groups_A) != max(rows, used):  # otherwise the old buffers stay: the same memory, the same shapes
-        n = max(rows, used)
-        self.groups_A, self.groups_B = self.A.new_empty(n, self.A.shape[1]), self.A.new_empty(len(self.groups_B), n)
-    cat = concat(groups) if groups else LowRank(self.groups_A[:0], self.groups_B[:, :0])
-    self.groups_A[:used], self.groups_B[:, :used] = cat.A, cat.B
+    n = max(rank, used)
+    if len(self.groups_A) != n:  # otherwise the old buffers stay: the same memory, the same shapes
+        self.groups_A = self.A.new_empty(n, self.A.shape[1])
+        self.groups_B = self.A.new_empty(len(self.groups_B), n)
+    if groups:
+        cat = concat(groups)
+        self.groups_A[:used], self.groups_B[:, :used] = cat.A, cat.B
     self.groups_A[used:], self.groups_B[:, used:] = 0, 0
-    owner = torch.arange(len(groups)).repeat_interleave(torch.tensor(self.ranks, dtype=torch.int64))
-    self.owner = F.pad(owner, (0, len(self.groups_A) - used)).to(self.owner.device)
+    ranks = torch.tensor(self.ranks, dtype=torch.int64)
+    owner = torch.arange(len(groups)).repeat_interleave(ranks)
+    self.owner = F.pad(owner, (0, n - used)).to(self.owner.device)

@@ -15,47 +15,63 @@ from torch import Tensor
 # %% ../nbs/00_lowrank.ipynb #f24fd3c0
 @dataclass(frozen=True)
 class LowRank:
-    "The matrix `B @ A`, kept as its factors; leading dimensions, if any, are a batch of layers of equal shape"
+    "The matrix `B @ A`, kept as its factors; leading dimensions are a batch of such matrices"
     A: Tensor # (..., r, k)
     B: Tensor # (..., d, r)
 
     def __post_init__(self):
-        if self.A.shape[-2] != self.B.shape[-1]: raise ValueError(
-            f'A has rank {self.A.shape[-2]} but B has rank {self.B.shape[-1]}: shapes {tuple(self.A.shape)} and {tuple(self.B.shape)}.')
+        if self.A.shape[-2] == self.B.shape[-1]: return
+        raise ValueError(f'A has rank {self.A.shape[-2]} but B has rank {self.B.shape[-1]}: '
+                         f'shapes {tuple(self.A.shape)} and {tuple(self.B.shape)}.')
 
     @property
-    def rank(self) -> int: return self.A.shape[-2]
+    def rank(self) -> int: # r
+        "Number of rows of `A` and of columns of `B`"
+        return self.A.shape[-2]
     @property
-    def shape(self) -> tuple: return self.B.shape[-2], self.A.shape[-1]  # (d, k)
-    def delta(self) -> Tensor: return self.B @ self.A                   # (..., d, k)
+    def shape(self) -> tuple: # (d, k)
+        "Shape of the product, without the batch"
+        return self.B.shape[-2], self.A.shape[-1]
+    def delta(self) -> Tensor: # (..., d, k)
+        "The product itself"
+        return self.B @ self.A
     def __repr__(self): return f'LowRank({self.shape[0]} x {self.shape[1]}, rank {self.rank})'
 
 # %% ../nbs/00_lowrank.ipynb #ec316ac0
 def inner(
-    p: LowRank,
-    q: LowRank, # Same `shape` as `p`, any rank
+    p: LowRank, # Shape (d, k)
+    q: LowRank, # The same shape, any rank
 ) -> Tensor: # (...), one number per layer of the batch
     "Frobenius inner product of two low-rank matrices"
     if p.shape != q.shape: raise ValueError(f'Shapes {p.shape} and {q.shape} differ.')
     return ((p.B.mT @ q.B) * (p.A @ q.A.mT)).sum((-2, -1))
 
-def norm(p: LowRank) -> Tensor: # (...)
+def norm(
+    p: LowRank, # Shape (d, k)
+) -> Tensor: # (...)
     "Frobenius norm"
     return inner(p, p).clamp_min(0).sqrt()  # rounding can leave -1e-9 where factors cancel
 
-def cosine(p: LowRank, q: LowRank) -> Tensor: # (...), in [-1, 1]; 0 where either matrix is zero
+def cosine(
+    p: LowRank, # Shape (d, k)
+    q: LowRank, # The same shape, any rank
+) -> Tensor: # (...), in [-1, 1]; 0 where either matrix is zero
     "Cosine of the angle between two low-rank matrices"
     size = norm(p) * norm(q)
-    return torch.where(size == 0, 0., inner(p, q) / size.clamp_min(torch.finfo(size.dtype).tiny))  # NaN stays NaN
+    c = inner(p, q) / size.clamp_min(torch.finfo(size.dtype).tiny)
+    return torch.where(size == 0, 0., c)  # NaN stays NaN
 
 # %% ../nbs/00_lowrank.ipynb #beea516d
 def stack(
     *adapters: dict, # Module path -> LowRank, all with the same paths
 ) -> list: # Of (paths, batch of the first adapter, batch of the second, ...)
     "Layers of equal shapes and ranks as batches"
-    alike = {}
-    for path in adapters[0]: alike.setdefault(tuple((a[path].shape, a[path].rank) for a in adapters), []).append(path)
-    def batch(a, paths): return LowRank(torch.stack([a[p].A for p in paths]), torch.stack([a[p].B for p in paths]))
+    alike = {}  # shapes and ranks -> paths
+    for path in adapters[0]:
+        kind = tuple((a[path].shape, a[path].rank) for a in adapters)
+        alike.setdefault(kind, []).append(path)
+    def batch(a, paths):
+        return LowRank(*(torch.stack([getattr(a[p], f) for p in paths]) for f in 'AB'))
     return [(paths, *(batch(a, paths) for a in adapters)) for paths in alike.values()]
 
 # %% ../nbs/00_lowrank.ipynb #d8de6060
@@ -68,45 +84,58 @@ def concat(
     if not ps: raise ValueError('concat needs at least one matrix, got 0.')
     if weights is None: weights = [1.] * len(ps)
     if len(weights) != len(ps): raise ValueError(f'{len(weights)} weights for {len(ps)} matrices.')
-    if len({p.shape for p in ps}) > 1: raise ValueError(f'Shapes differ: {sorted({p.shape for p in ps})}.')
-    return LowRank(torch.cat([p.A for p in ps], -2), torch.cat([w * p.B for w, p in zip(weights, ps)], -1))
+    shapes = {p.shape for p in ps}
+    if len(shapes) > 1: raise ValueError(f'Shapes differ: {sorted(shapes)}.')
+    scaled = [w * p.B for w, p in zip(weights, ps)]
+    return LowRank(torch.cat([p.A for p in ps], -2), torch.cat(scaled, -1))
 
 # %% ../nbs/00_lowrank.ipynb #8fd159ef
-def svd(p: LowRank) -> tuple[Tensor, Tensor, Tensor]: # U (..., d, s), S (..., s) descending, V (..., k, s), s = min(d, k, r)
-    "Singular value decomposition of `B @ A` from two thin QRs and one small SVD; in float32 at least"
-    A, B = (t.cpu() if t.device.type == 'mps' else t for t in (p.A, p.B))  # MPS has neither QR nor float64
-    A, B = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (A, B))  # and no device has a QR in half precision
+def svd(
+    p: LowRank, # Shape (d, k), rank r
+) -> tuple[Tensor, Tensor, Tensor]: # U (..., d, s), S (..., s), V (..., k, s), s = min(d, k, r)
+    "Singular value decomposition from two thin QRs and one small SVD; in float32 at least"
+    A, B = p.A, p.B
+    if A.device.type == 'mps': A, B = A.cpu(), B.cpu()  # MPS has neither QR nor float64
+    A, B = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (A, B))  # for the QR
     Qb, Rb = torch.linalg.qr(B)
     Qa, Ra = torch.linalg.qr(A.mT)
-    U, S, Vh = torch.linalg.svd(Rb.double() @ Ra.mT.double(), full_matrices=False)  # small, so float64 costs little and rounds less
+    small = Rb.double() @ Ra.mT.double()  # float64 costs little here, and rounds less
+    U, S, Vh = torch.linalg.svd(small, full_matrices=False)
     return tuple(t.to(p.B.device, Qb.dtype) for t in (Qb @ U.to(Qb), S, Qa @ Vh.mT.to(Qa)))
+
+# %% ../nbs/00_lowrank.ipynb #f788e65d
+def _ranks_for(energy: float, S: Tensor, side: int) -> int:
+    "The fewest ranks that hold this share of the energy; all that are more than rounding for 1"
+    eps = torch.finfo(S.dtype).eps
+    left = S.square().flip(-1).cumsum(-1).flip(-1)  # energy from each rank on, from the small end
+    slack = (1 - energy) * (1 + 8 * eps) + (eps * side)**2  # rounding of sums, and of S itself
+    return max(1, int((left > slack * left[..., :1]).sum(-1).max()))
 
 # %% ../nbs/00_lowrank.ipynb #507c02c5
 def truncate(
-    p: LowRank,
+    p: LowRank, # Shape (d, k)
     rank: int|None = None, # Largest rank of the result
-    energy: float|None = None, # Share of the energy to keep, in (0, 1]; the fewest ranks that hold it in every layer of a batch
-) -> tuple[LowRank, Tensor]: # The best approximation and all singular values of `p`, (..., s) descending
-    "Best approximation of `p` by a smaller rank (Eckart-Young), from the factors"
-    if rank is None and energy is None: raise ValueError('Give a rank or an energy, got rank=None and energy=None.')
+    energy: float|None = None, # Share to keep, in (0, 1], by the fewest ranks (of all in a batch)
+) -> tuple[LowRank, Tensor]: # The best approximation; all singular values, (..., s) descending
+    "Best approximation by a smaller rank (Eckart-Young), from the factors"
+    if rank is None and energy is None:
+        raise ValueError('Give a rank or an energy, got rank=None and energy=None.')
     if rank is not None and rank < 1: raise ValueError(f'rank must be at least 1, got {rank=}.')
-    if energy is not None and not 0 < energy <= 1: raise ValueError(f'energy must lie in (0, 1], got {energy=}.')
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f'energy must lie in (0, 1], got {energy=}.')
     U, S, V = svd(p)
     s = S.shape[-1] if rank is None else min(rank, S.shape[-1])
-    if energy is not None:
-        eps = torch.finfo(S.dtype).eps
-        left = S.square().flip(-1).cumsum(-1).flip(-1)  # the energy from each rank on, summed from the small end
-        allowed = ((1 - energy) * (1 + 8 * eps) + (eps * max(p.shape))**2) * left[..., :1]  # energy=1: all but rounding
-        s = min(s, max(1, int((left > allowed).sum(-1).max())))
-    root = S[..., :s].sqrt()
-    return LowRank((V[..., :s] * root[..., None, :]).mT.to(p.A), (U[..., :s] * root[..., None, :]).to(p.B)), S
+    if energy is not None: s = min(s, _ranks_for(energy, S, max(p.shape)))
+    root = S[..., None, :s].sqrt()
+    return LowRank((V[..., :s] * root).mT.to(p.A), (U[..., :s] * root).to(p.B)), S
 
 # %% ../nbs/00_lowrank.ipynb #b47105c8
 def compress(
-    p: LowRank,
+    p: LowRank, # Shape (d, k)
     rank: int|None = None, # As for `truncate`
     energy: float|None = None, # As for `truncate`
 ) -> tuple[LowRank, Tensor]: # The best approximation and its relative Frobenius error, (...)
     "`truncate`, with the error as one number"
     kept, S = truncate(p, rank, energy)
-    return kept, S[..., kept.rank:].norm(dim=-1) / S.norm(dim=-1).clamp_min(torch.finfo(S.dtype).tiny)
+    lost, size = S[..., kept.rank:].norm(dim=-1), S.norm(dim=-1)
+    return kept, lost / size.clamp_min(torch.finfo(S.dtype).tiny)

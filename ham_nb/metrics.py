@@ -6,10 +6,15 @@ Docs: https://ham-nb.github.io/ham_nb/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['final_accuracy', 'average_incremental_accuracy', 'forgetting', 'backward_transfer', 'forward_transfer', 'all_metrics',
-           'spread', 'comparison_table']
+           'blocks_of_tasks', 'tested_blocks', 'accuracies']
 
 # %% ../nbs/22_metrics.ipynb #343a9780
 import numpy as np
+import torch
+from torch import nn
+from .adapters import baked
+from .backbone import Preprocess, extract
+from .stream import TaskStream
 
 # %% ../nbs/22_metrics.ipynb #41577950
 def _matrix(R) -> np.ndarray: # (T, T), NaN where unknown; a copy
@@ -19,25 +24,31 @@ def _matrix(R) -> np.ndarray: # (T, T), NaN where unknown; a copy
     M = np.full((T, T), np.nan)
     for t, row in enumerate(R):
         row = [np.nan if a is None else float(a) for a in row]
-        if not t < len(row) <= T: raise ValueError(f'Row {t} of an accuracy matrix of {T} tasks has {len(row)} entries.')
+        if not t < len(row) <= T:
+            raise ValueError(f'Row {t} of an accuracy matrix of {T} tasks has {len(row)} entries.')
         M[t, :len(row)] = row
-        if np.isnan(M[t, :t + 1]).any(): raise ValueError(f'Row {t} of the accuracy matrix lacks a task that was seen by then.')
+        if np.isnan(M[t, :t + 1]).any():
+            raise ValueError(f'Row {t} of the accuracy matrix lacks a task that was seen by then.')
     return M
 
 # %% ../nbs/22_metrics.ipynb #e01335c0
-def final_accuracy(R) -> float: # R: (T, T) accuracies, a fraction
+def final_accuracy(
+    R, # (T, T) accuracies
+) -> float: # A fraction
     "Mean over tasks after the last task: mean_i R[T-1, i]"
     return float(_matrix(R)[-1].mean())
 
 def average_incremental_accuracy(
     R, # (T, T) accuracies
-    sizes: list|None = None, # Test images of each task: weights every image equally, as PILOT and its descendants do
-) -> float:
+    sizes: list|None = None, # Test images of each task: every image has equal weight, as in PILOT
+) -> float: # A fraction
     "Mean over moments of the mean over tasks seen so far: mean_t mean_{i<=t} R[t, i]"
     M = _matrix(R)
-    if sizes is not None and len(sizes) != len(M): raise ValueError(f'{len(sizes)} sizes for {len(M)} tasks.')
+    if sizes is not None and len(sizes) != len(M):
+        raise ValueError(f'{len(sizes)} sizes for {len(M)} tasks.')
     w = np.ones(len(M)) if sizes is None else np.asarray(sizes, float)
-    return float(np.mean([np.average(M[t, :t + 1], weights=w[:t + 1]) for t in range(len(M))]))
+    means = [np.average(M[t, :t + 1], weights=w[:t + 1]) for t in range(len(M))]
+    return float(np.mean(means))
 
 # %% ../nbs/22_metrics.ipynb #287d2180
 def forgetting(
@@ -45,14 +56,17 @@ def forgetting(
     kind: str = 'chaudhry', # 'chaudhry', 'clipped' or 'first'
 ) -> float: # 0 for a single task
     "Mean over all tasks but the last of (best or first accuracy - accuracy at the end)"
-    if kind not in ('chaudhry', 'clipped', 'first'): raise ValueError(f"Unknown forgetting {kind!r}, known are chaudhry, clipped, first.")
+    tops = dict(chaudhry=lambda c: c[:-1].max(), clipped=lambda c: c.max(), first=lambda c: c[0])
+    if kind not in tops:
+        raise ValueError(f'Unknown forgetting {kind!r}, known are {", ".join(tops)}.')
     M = _matrix(R)
-    T = len(M)
-    def top(j): return dict(first=M[j, j], chaudhry=M[j:T - 1, j].max(), clipped=M[j:, j].max())[kind]
-    return float(np.mean([top(j) - M[-1, j] for j in range(T - 1)])) if T > 1 else 0.
+    columns = [M[j:, j] for j in range(len(M) - 1)]  # from when the task was learnt
+    return float(np.mean([tops[kind](c) - c[-1] for c in columns])) if columns else 0.
 
 # %% ../nbs/22_metrics.ipynb #97f3cef0
-def backward_transfer(R) -> float: # R: (T, T) accuracies; 0 for a single task
+def backward_transfer(
+    R, # (T, T) accuracies
+) -> float: # 0 for a single task
     "Mean over all tasks but the last of R[T-1, j] - R[j, j] (Lopez-Paz and Ranzato, 2017)"
     return 0. - forgetting(R, 'first')
 
@@ -65,7 +79,8 @@ def forward_transfer(
     if len(baseline) != len(M): raise ValueError(f'{len(baseline)} baselines for {len(M)} tasks.')
     ahead = M.diagonal(1)
     if np.isnan(ahead).any():
-        raise ValueError(f'Forward transfer needs R[i-1, i], which is missing for task {int(np.isnan(ahead).argmax()) + 1}.')
+        task = int(np.isnan(ahead).argmax()) + 1
+        raise ValueError(f'Forward transfer needs R[i-1, i], which is missing for task {task}.')
     return float(np.mean(ahead - np.asarray(baseline, float)[1:])) if len(M) > 1 else 0.
 
 # %% ../nbs/22_metrics.ipynb #589d1450
@@ -74,27 +89,48 @@ def all_metrics(
     sizes: list|None = None, # Test images of each task, for the sample-weighted average
 ) -> dict: # Fractions, by name
     "Every metric that a class-incremental run defines"
-    weighted = {} if sizes is None else dict(average_incremental_accuracy_sample_weighted=average_incremental_accuracy(R, sizes))
-    average = average_incremental_accuracy(R)
-    return dict(final_accuracy=final_accuracy(R), average_incremental_accuracy=average, **weighted,
-                forgetting=forgetting(R), forgetting_clipped=forgetting(R, 'clipped'), forgetting_first=forgetting(R, 'first'),
-                backward_transfer=backward_transfer(R))
+    found = dict(final_accuracy=final_accuracy(R),
+                 average_incremental_accuracy=average_incremental_accuracy(R))
+    if sizes is not None:
+        weighted = average_incremental_accuracy(R, sizes)
+        found['average_incremental_accuracy_sample_weighted'] = weighted
+    return found | dict(forgetting=forgetting(R), forgetting_clipped=forgetting(R, 'clipped'),
+                        forgetting_first=forgetting(R, 'first'),
+                        backward_transfer=backward_transfer(R))
 
-# %% ../nbs/22_metrics.ipynb #24fb3d51
-def spread(
-    values: list, # Fractions, one for each run
-) -> str: # In percent, as in '65.2 ± 0.9'
-    "Mean and sample standard deviation"
-    v = 100 * np.asarray(values, float)
-    return f'{v.mean():.1f}' + (f' ± {v.std(ddof=1):.1f}' if len(v) > 1 else '')
+# %% ../nbs/22_metrics.ipynb #dfb7f448
+def blocks_of_tasks(
+    tasks: int, # Number of tasks
+    every: int = 1, # Tasks of a block; the last block may be smaller
+) -> list: # Of ranges
+    "Tasks that are tested together"
+    return [range(t, min(t + every, tasks)) for t in range(0, tasks, every)]
 
-def comparison_table(
-    runs: dict, # Name -> metrics of its runs, as from `all_metrics`
-    what: str = 'method', # A name stands for
-) -> str: # Markdown
-    "Final and average accuracy and forgetting of several methods"
-    if empty := [name for name, ms in runs.items() if not ms]: raise ValueError(f'{empty[0]!r} has no run.')
-    keys = 'final_accuracy', 'average_incremental_accuracy', 'forgetting'
-    found = sorted(runs.items(), key=lambda nr: -np.mean([m[keys[0]] for m in nr[1]]))
-    rows = [f'| {name} | {" | ".join(spread([m[k] for m in ms]) for k in keys)} | {len(ms)} |' for name, ms in found]
-    return '\n'.join([f'| {what} | final (%) | average (%) | forgetting (points) | runs |', '| --- | --- | --- | --- | --- |', *rows])
+def tested_blocks(
+    card: dict, # Of a run
+) -> list: # Of ranges
+    "The tasks of each row of its accuracy matrix"
+    blocks = blocks_of_tasks(len(card['seconds_per_task']), card['config'].get('test_every', 1))
+    return blocks[:len(card['accuracy_matrix'])]
+
+# %% ../nbs/22_metrics.ipynb #f286ce66
+def accuracies(
+    model: nn.Module, # Backbone with adapters
+    pre: Preprocess, # From bytes to what the backbone expects
+    layers: dict, # From `adapt`
+    heads: dict, # Name -> Head
+    stream: TaskStream, # Whose test images are shown
+    upto: int, # The last task that was learnt
+    every: int = 1, # Tasks of a block
+    precision: str|None = None, # As for `pick_precision`
+) -> dict: # Name -> list, a fraction for each block of tasks
+    "Accuracy on the test images of everything seen so far, the task unknown"
+    rows = {name: [] for name in heads}
+    with baked(layers):
+        for block in blocks_of_tasks(upto + 1, every):
+            parts = [stream.test(t) for t in block]
+            z = torch.cat([extract(model, pre, images, precision=precision) for images in parts])
+            y = torch.cat([images.y for images in parts])
+            for name, head in heads.items():
+                rows[name].append((head(z).argmax(1).cpu() == y).float().mean().item())
+    return rows

@@ -1,4 +1,4 @@
-"""The accuracy matrix, learning curves, similarities, groups and spectra
+"""The accuracy matrix, learning curves, losses, similarities, groups and spectra
 
 Docs: https://ham-nb.github.io/ham_nb/plots.html.md"""
 
@@ -14,35 +14,41 @@ import numpy as np
 
 # %% ../nbs/02_plots.ipynb #ce4e4440
 def _axes(ax, w=5., h=3.4):
-    return ax if ax is not None else plt.subplots(figsize=(w, h), dpi=72, layout='constrained')[1]
+    if ax is not None: return ax
+    return plt.subplots(figsize=(w, h), dpi=72, layout='constrained')[1]
 
 def _task_ticks(ax, n, axes='xy'):
-    ticks = range(0, n, math.ceil(n / 12))
+    ticks = range(0, n, math.ceil(n / 12))  # at most twelve
     if 'x' in axes: ax.set_xticks(ticks)
     if 'y' in axes: ax.set_yticks(ticks)
 
+def _lines(ax, **labels):
+    ax.set(**labels)
+    ax.grid(alpha=.3)
+    ax.legend(fontsize=8)
+
 def block_name(
-    block: range, # Tasks
+    block: range, # Tasks that are tested together
 ) -> str:
     "'3', or '0 to 4'"
     return str(block[0]) if len(block) == 1 else f'{block[0]} to {block[-1]}'
 
 # %% ../nbs/02_plots.ipynb #e1474220
 def plot_accuracy_matrix(
-    R: list, # R[t][i] = accuracy on task i after training task t, a fraction; rows may stop at the diagonal
+    R: list, # R[t][i]: accuracy on task i after task t, a fraction; rows may stop at the diagonal
     title: str = '', # Above the matrix
     ax=None, # Draw here; a new figure by default
-    blocks: list|None = None, # The tasks of each row where several are tested together, from `tested_blocks`
+    blocks: list|None = None, # Tasks of each row where several are tested together, ranges
 ):
     "Draw an accuracy matrix, in percent"
     n = len(R)
     M = np.full((n, n), np.nan)
-    for t, row in enumerate(R): M[t, :len(row)] = row
+    for t, row in enumerate(R): M[t, :len(row)] = 100 * np.array(row)
     ax = _axes(ax, 3.2 + .16 * n, 2.6 + .16 * n)
-    shown = ax.imshow(100 * M, cmap='viridis', vmin=0, vmax=100)
-    if n <= 12:
-        for t, i in zip(*np.nonzero(~np.isnan(M))):
-            ax.text(i, t, f'{100 * M[t, i]:.0f}', ha='center', va='center', fontsize=8, color='white' if M[t, i] < .6 else 'black')
+    shown = ax.imshow(M, cmap='viridis', vmin=0, vmax=100)
+    for t, i in zip(*np.nonzero(~np.isnan(M))) if n <= 12 else ():
+        colour = 'white' if M[t, i] < 60 else 'black'
+        ax.text(i, t, f'{M[t, i]:.0f}', ha='center', va='center', fontsize=8, color=colour)
     _task_ticks(ax, n)
     ax.set(xlabel='tested on task', ylabel='after task', title=title)
     if blocks and len(blocks[0]) > 1:
@@ -53,7 +59,7 @@ def plot_accuracy_matrix(
 
 # %% ../nbs/02_plots.ipynb #be23a7e0
 def plot_curves(
-    runs: dict, # Label -> accuracy matrix, or a list of matrices of several seeds (drawn as mean and range)
+    runs: dict, # Label -> accuracy matrix, or a list of those of several seeds (mean and range)
     ax=None, # Draw here; a new figure by default
     blocks: dict|None = None, # Label -> the tasks of each row, where several are tested together
 ):
@@ -61,39 +67,38 @@ def plot_curves(
     ax, longest = _axes(ax), 0
     for label, seeds in runs.items():
         if np.ndim(seeds[0][0]) == 0: seeds = [seeds]
-        curves = np.array([[np.mean(row[:t + 1]) for t, row in enumerate(R)] for R in seeds]) * 100
+        curves = 100 * np.array([[np.mean(row[:t + 1]) for t, row in enumerate(R)] for R in seeds])
         after = [b[-1] for b in blocks[label]] if blocks else range(curves.shape[1])
         line, = ax.plot(after, curves.mean(0), marker='o', ms=3, label=label)
-        if len(curves) > 1: ax.fill_between(after, curves.min(0), curves.max(0), alpha=.2, color=line.get_color())
+        if len(curves) > 1:
+            ax.fill_between(after, curves.min(0), curves.max(0), alpha=.2, color=line.get_color())
         longest = max(longest, after[-1] + 1)
     _task_ticks(ax, longest, 'x')
-    ax.set(xlabel='after task', ylabel='accuracy on tasks so far (%)')
-    ax.grid(alpha=.3)
-    ax.legend(fontsize=8)
+    _lines(ax, xlabel='after task', ylabel='accuracy on tasks so far (%)')
 
 # %% ../nbs/02_plots.ipynb #042de635
 def plot_losses(
-    runs: dict, # Label -> lines of a log, as `read_log` returns them
+    runs: dict, # Label -> lines of a log: dicts with `task`, `step` in the task, `loss`
     ax=None, # Draw here; a new figure by default
 ):
     "Draw the training loss over the steps of all tasks"
     ax = _axes(ax)
     for label, lines in runs.items():
-        ends = np.cumsum([0] + [max(l['step'] for l in lines if l['task'] == t) for t in sorted({l['task'] for l in lines})])
-        first = min(l['task'] for l in lines)
-        ax.plot([ends[l['task'] - first] + l['step'] for l in lines], [l['loss'] for l in lines], lw=1, label=label)
-    ax.set(xlabel='step', ylabel='training loss', yscale='log')
-    ax.grid(alpha=.3)
-    ax.legend(fontsize=8)
+        tasks = sorted({l['task'] for l in lines})
+        steps = [max(l['step'] for l in lines if l['task'] == t) for t in tasks]
+        before = dict(zip(tasks, np.cumsum([0] + steps)))
+        x = [before[l['task']] + l['step'] for l in lines]
+        ax.plot(x, [l['loss'] for l in lines], lw=1, label=label)
+    _lines(ax, xlabel='step', ylabel='training loss', yscale='log')
 
 # %% ../nbs/02_plots.ipynb #eda25a90
 def plot_similarity(
     cosines: list, # (n, n), similarity of adapters or groups
-    title: str = '',
+    title: str = '', # Above the matrix
     label: str = 'task', # What a row stands for
     ax=None, # Draw here; a new figure by default
 ):
-    "Draw a matrix of similarities; the diagonal (always 1) is left blank and the colours span what is left"
+    "Draw similarities; the diagonal (always 1) is blank and the colours span what is left"
     c = np.array(cosines, float)
     np.fill_diagonal(c, np.nan)
     ax = _axes(ax, 3.4 + .12 * len(c), 2.6 + .12 * len(c))
@@ -109,19 +114,19 @@ def plot_timeline(
     ax=None, # Draw here; a new figure by default
 ):
     "Draw which group each task joined, and how"
-    ax = _axes(ax, 5, 1.2 + .35 * len({r['group'] for r in reports}))
-    kinds = {'opened a group': (lambda r: r['opened'], 's', 'none'),
-             'joined': (lambda r: not r['opened'] and not r['forced'], 'o', None),
-             'was forced to join': (lambda r: r['forced'], 'x', None)}
-    for g in {r['group'] for r in reports}:
+    groups = sorted({r['group'] for r in reports})
+    ax = _axes(ax, 5, 1.2 + .35 * len(groups))
+    for g in groups:
         tasks = [r['task'] for r in reports if r['group'] == g]
         ax.plot(tasks, [g] * len(tasks), color=f'C{g % 10}', lw=1, alpha=.5)
-    for label, (which, marker, face) in kinds.items():
-        rs = [r for r in reports if which(r)]
+    def how(r): return 's' if r['opened'] else 'x' if r['forced'] else 'o'
+    for label, marker in {'opened a group': 's', 'joined': 'o', 'was forced to join': 'x'}.items():
+        rs = [r for r in reports if how(r) == marker]
         colours = [f'C{r["group"] % 10}' for r in rs]
-        style = dict(edgecolors=colours, facecolors='none') if face else dict(c=colours)
-        if rs: ax.scatter([r['task'] for r in rs], [r['group'] for r in rs], marker=marker, s=40, label=label, zorder=3, **style)
-    ax.set(xlabel='task', ylabel='group', yticks=sorted({r['group'] for r in reports}))
+        style = dict(edgecolors=colours, facecolors='none') if marker == 's' else dict(c=colours)
+        if rs: ax.scatter([r['task'] for r in rs], [r['group'] for r in rs],
+                          marker=marker, s=40, label=label, zorder=3, **style)
+    ax.set(xlabel='task', ylabel='group', yticks=groups)
     _task_ticks(ax, max(r['task'] for r in reports) + 1, 'x')
     ax.margins(y=.25)
     ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
@@ -135,7 +140,5 @@ def plot_spectra(
     ax = _axes(ax)
     for label, s in spectra.items():
         s = np.asarray(s, float)
-        ax.semilogy(np.arange(1, len(s) + 1), np.maximum(s, s.max() * 1e-6), marker='.', label=label)
-    ax.set(xlabel='index', ylabel='singular value')
-    ax.grid(alpha=.3)
-    ax.legend(fontsize=8)
+        ax.semilogy(1 + np.arange(len(s)), np.maximum(s, s.max() * 1e-6), marker='.', label=label)
+    _lines(ax, xlabel='index', ylabel='singular value')

@@ -8,6 +8,7 @@ Docs: https://ham-nb.github.io/ham_nb/stream.html.md"""
 __all__ = ['SOURCES', 'TaskStream']
 
 # %% ../nbs/03_stream.ipynb #0b925f2a
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 import numpy as np
@@ -16,22 +17,28 @@ from fastcore.basics import patch
 from .images import Images, digits, toy
 
 # %% ../nbs/03_stream.ipynb #4fc0ee5f
-def _check_classes(train: Images, test: Images):
-    "Refuse parts of other classes, labels of none, and classes of no image"
+def _check(train: Images, test: Images, tasks: int, seed: int|None, limit: int|None):
+    "Refuse parts of other classes, labels of none, classes of no image, numbers out of range"
+    n, a, b = len(train.classes), train.classes[:3], test.classes[:3]
+    if not 1 <= tasks <= n: raise ValueError(f'{n} classes cannot make {tasks} tasks.')
+    if limit is not None and limit < 1:
+        raise ValueError(f'limit_per_class must be at least 1, got {limit}.')
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ValueError(f'seed must lie in [0, 2**32), got {seed}.')
     if train.classes != test.classes:
-        raise ValueError(f'train and test have different classes: {train.classes[:3]} and {test.classes[:3]} are the first.')
-    n = len(train.classes)
+        raise ValueError(f'train and test have different classes: {a} and {b} are the first.')
     for part, images in (('training', train), ('test', test)):
         found = set(images.y.tolist())
-        if odd := found - {*range(n)}:
-            raise ValueError(f'{n} classes have labels 0 to {n - 1}, got a {part} image with label {min(odd)}.')
-        if none := {*range(n)} - found: raise ValueError(f'Class {train.classes[min(none)]!r} has no {part} image.')
+        if odd := found - {*range(n)}: raise ValueError(
+            f'{n} classes have labels 0 to {n - 1}, got a {part} image with label {min(odd)}.')
+        if none := {*range(n)} - found:
+            raise ValueError(f'Class {train.classes[min(none)]!r} has no {part} image.')
 
 # %% ../nbs/03_stream.ipynb #4fc0ee60
 class TaskStream:
     "Tasks with disjoint classes, labels renumbered in the order of arrival"
     def __init__(self,
-        train: Images,
+        train: Images, # All training images
         test: Images, # Same classes as `train`
         tasks: int, # Number of tasks, at most one per class
         seed: int|None = None, # Of the class order; None keeps the natural order
@@ -39,62 +46,94 @@ class TaskStream:
         name: str = 'images', # Shown in tables and in the result card
         flip: bool|None = None, # Mirror half of the images in training? None leaves it to `train`
     ):
-        n = len(train.classes)
-        if not 1 <= tasks <= n: raise ValueError(f'{n} classes cannot make {tasks} tasks.')
-        if limit_per_class is not None and limit_per_class < 1:
-            raise ValueError(f'limit_per_class must be at least 1, got {limit_per_class}.')
-        _check_classes(train, test)
-        if seed is not None and not 0 <= seed < 2**32: raise ValueError(f'seed must lie in [0, 2**32), got {seed}.')
+        _check(train, test, tasks, seed, limit_per_class)
+        self.name, self.seed, self.limit_per_class = name, seed, limit_per_class
+        self.flip, n = train.flip if flip is None else flip, len(train.classes)
         order = np.arange(n) if seed is None else np.random.RandomState(seed).permutation(n)
-        self.name, self.seed, self.limit_per_class, self.flip = name, seed, limit_per_class, train.flip if flip is None else flip
-        self.class_order = order.tolist()                     # class_order[new label] = original label
-        self.classes = [train.classes[c] for c in order]      # names in order of arrival
+        self.class_order = order.tolist()                 # class_order[label] = original label
+        self.classes = [train.classes[c] for c in order]  # names in order of arrival
         self._labels = [range(p[0], p[-1] + 1) for p in np.array_split(np.arange(n), tasks)]
         position = torch.from_numpy(np.argsort(order))
-        self._train, self._test = (Images(i.x, position[i.y], self.classes, self.flip) for i in (train, test))
+        new = dict(classes=self.classes, flip=self.flip)
+        self._train, self._test = (replace(i, y=position[i.y], **new) for i in (train, test))
 
     def __len__(self) -> int: return len(self._labels)
-    @property
-    def shape(self) -> tuple: return tuple(self._train.x.shape[1:])  # (c, h, w)
-    def labels(self, task: int) -> range: return self._labels[task]
-    def sizes(self) -> list: # (train, test) number of images of each task
-        "How many images each task has"
-        n = [torch.bincount(i.y, minlength=len(self.classes)) for i in (self._train, self._test)]
-        n[0] = n[0].clamp(max=self.limit_per_class) if self.limit_per_class else n[0]
-        return [tuple(int(c[l.start:l.stop].sum()) for c in n) for l in self._labels]
-    def describe(self, task: int) -> str: # For tables
-        "The first classes of a task by name"
-        names = [self.classes[c] for c in self._labels[task]]
-        return ', '.join(names[:5]) + (' …' if len(names) > 5 else '')
 
-    def _part(self, images, task, limit=None):
-        members = [torch.nonzero(images.y == c).flatten()[:limit] for c in self._labels[task]]
-        return images[torch.cat(members)]
-    def train(self, task: int) -> Images: return self._part(self._train, task, self.limit_per_class)
-    def test(self, task: int) -> Images: return self._part(self._test, task)
+# %% ../nbs/03_stream.ipynb #a78571a9
+@patch
+def labels(self: TaskStream,
+    task: int, # Number of the task, from 0
+) -> range: # Of the new labels
+    "The labels that a task owns"
+    return self._labels[task]
 
-    def _repr_markdown_(self):
-        order = 'natural order' if self.seed is None else f'order of seed {self.seed}'
-        rows = [f'| {t} | {self.describe(t)} | {train} | {test} |' for t, (train, test) in enumerate(self.sizes())]
-        return f'**{self.name}**: {len(self.classes)} classes in {len(self)} tasks, {order}\n\n' + '\n'.join(
-            ['| task | classes | train | test |', '| --- | --- | --- | --- |', *rows])
+@patch
+def _part(self: TaskStream, images, task, limit=None):
+    members = [torch.nonzero(images.y == c).flatten()[:limit] for c in self.labels(task)]
+    return images[torch.cat(members)]
+
+@patch
+def train(self: TaskStream,
+    task: int, # Number of the task, from 0
+) -> Images: # By class
+    "The training images of a task"
+    return self._part(self._train, task, self.limit_per_class)
+
+@patch
+def test(self: TaskStream,
+    task: int, # Number of the task, from 0
+) -> Images: # By class
+    "The test images of a task"
+    return self._part(self._test, task)
+
+# %% ../nbs/03_stream.ipynb #3ef5ddb0
+@patch(as_prop=True)
+def shape(self: TaskStream) -> tuple: # (c, h, w)
+    "Of an image, as it is stored"
+    return tuple(self._train.x.shape[1:])
+
+@patch
+def sizes(self: TaskStream) -> list: # (train, test) number of images of each task
+    "How many images each task has"
+    n = [torch.bincount(i.y, minlength=len(self.classes)) for i in (self._train, self._test)]
+    n[0] = n[0].clamp(max=self.limit_per_class or len(self._train))
+    return [tuple(int(c[list(labels)].sum()) for c in n) for labels in self._labels]
+
+@patch
+def describe(self: TaskStream,
+    task: int, # Number of the task, from 0
+) -> str: # For tables
+    "The first classes of a task by name"
+    names = [self.classes[c] for c in self.labels(task)]
+    return ', '.join(names[:5]) + (' …' if len(names) > 5 else '')
+
+# %% ../nbs/03_stream.ipynb #87dd5cbe
+@patch
+def _repr_markdown_(self: TaskStream):
+    order = 'natural order' if self.seed is None else f'order of seed {self.seed}'
+    rows = [f'| {t} | {self.describe(t)} | {train} | {test} |'
+            for t, (train, test) in enumerate(self.sizes())]
+    head = f'**{self.name}**: {len(self.classes)} classes in {len(self)} tasks, {order}'
+    return '\n'.join(
+        [head, '', '| task | classes | train | test |', '| --- | --- | --- | --- |', *rows])
 
 # %% ../nbs/03_stream.ipynb #b1944e3f
-SOURCES = {'digits': digits, 'toy': toy}  # name -> function that returns train and test; later chapters add theirs
+SOURCES = {'digits': digits, 'toy': toy}  # name -> function that returns train and test
 
 @patch(cls_method=True)
 def named(cls: TaskStream,
     name: str, # One of `SOURCES`
     root: str|Path|None = None, # Folder of the data, for sets that are not bundled
-    tasks: int = 5,
+    tasks: int = 5, # Number of tasks, at most one per class
     seed: int|None = None, # Of the class order; None keeps the natural order
     limit_per_class: int|None = None, # Use only the first so many training images of each class
-    download: bool = False, # Fetch a benchmark that `root` does not hold yet
-    flip: bool|None = None, # Mirror half of the images in training? None leaves it to the data set: photographs, but not digits
+    download: bool = False, # Fetch a benchmark that is not there yet
+    flip: bool|None = None, # Mirror in training? None: photographs are, but not digits
     **kwargs, # For the source, such as `size` for a folder
 ) -> TaskStream:
     "A stream from a data set of this package"
-    if name not in SOURCES: raise ValueError(f'Unknown dataset {name!r}, known are {", ".join(SOURCES)}.')
+    if name not in SOURCES:
+        raise ValueError(f'Unknown dataset {name!r}, known are {", ".join(SOURCES)}.')
     takes = signature(SOURCES[name]).parameters
     if 'root' in takes and root is None:
         raise ValueError(f'The dataset {name!r} needs a folder (root, or --data-root), got none.')
@@ -102,16 +141,6 @@ def named(cls: TaskStream,
         raise ValueError(f'There is nothing to download for {name!r}.')
     given = {k: v for k, v in dict(root=root, download=download).items() if k in takes}
     train, test = SOURCES[name](**given, **kwargs)
-    label = Path(root).resolve().name if name == 'folder' else name
-    return cls(train, test, tasks, seed, limit_per_class, label, flip)
-
-# %% ../nbs/03_stream.ipynb #86089740
-@patch(cls_method=True)
-def from_folder(cls: TaskStream,
-    path: str|Path, # `train/<class>/*` and `test/<class>/*`, or `<class>/*`
-    tasks: int = 5,
-    seed: int|None = None, # Of the class order; None keeps the natural order
-    **kwargs, # As for `named`
-) -> TaskStream:
-    "A stream from a folder of images"
-    return cls.named('folder', path, tasks=tasks, seed=seed, **kwargs)
+    if 'root' in takes and 'download' not in takes:
+        name = Path(root).resolve().name  # images of one's own go by their folder
+    return cls(train, test, tasks, seed, limit_per_class, name, flip)

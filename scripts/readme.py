@@ -2,7 +2,7 @@
 """Write README.md from nbs/index.ipynb, without Quarto.
 
     python scripts/readme.py            # write
-    python scripts/readme.py --check    # change nothing, exit 1 if README.md is not what index.ipynb gives
+    python scripts/readme.py --check    # change nothing, exit 1 if README.md is not current
 """
 import json
 import re
@@ -23,8 +23,8 @@ def directives(src):
 
 def badges(cfg):
     repo, docs = addresses(cfg['repository'])
-    return '\n'.join([f'[![tests]({repo}/actions/workflows/test.yml/badge.svg)]({repo}/actions/workflows/test.yml)',
-                      f'[![docs]({repo}/actions/workflows/docs.yml/badge.svg)]({docs})'])
+    tests, pages = (f'{repo}/actions/workflows/{name}.yml' for name in ('test', 'docs'))
+    return f'[![tests]({tests}/badge.svg)]({tests})\n[![docs]({pages}/badge.svg)]({docs})'
 
 def relocate(md):
     "Relative links and images of nbs/, seen from the top folder"
@@ -41,16 +41,18 @@ def markdown(cell):
     return '' if 'hide' in found else callouts(relocate(src))
 
 def output(out):
-    "A text or markdown output; images are left out, figures that the README shows are linked from a markdown cell"
+    "A text or markdown output; no image: figures of the README are linked from a markdown cell"
     data = out.get('data', {})
     if 'text/markdown' in data: return relocate(text(data['text/markdown']).strip())
+    is_image = any(k.startswith('image/') for k in data)
     if out['output_type'] == 'stream': plain = text(out['text']) if out['name'] == 'stdout' else ''
-    else: plain = '' if any(k.startswith('image/') for k in data) else text(data.get('text/plain', ''))
+    else: plain = '' if is_image else text(data.get('text/plain', ''))
     return f'```\n{plain.strip()}\n```' if plain.strip() else ''
 
 def code(cell):
     found, src = directives(text(cell['source']))
-    if found & {'hide', 'include: false'} or any(o.split()[0] in ('default_exp', 'export', 'exporti') for o in found if o): return ''
+    if found & {'hide', 'include: false'}: return ''
+    if {o.split()[0] for o in found if o} & {'default_exp', 'export', 'exporti'}: return ''
     parts = [] if 'echo: false' in found or not src else [f'```python\n{src}\n```']
     if 'output: false' not in found: parts += [output(o) for o in cell['outputs']]
     return '\n\n'.join(filter(None, parts))
@@ -62,13 +64,14 @@ def readme():
     parts = [kinds[c['cell_type']](c) for c in cells if c['cell_type'] in kinds]
     title, *rest = filter(None, parts)
     heading, *below = title.split('\n', 1)  # badges stand between the title and its subtitle
-    return '\n\n'.join([note, heading, badges(settings()), *(b.strip() for b in below), *rest]).strip() + '\n'
+    parts = [note, heading, badges(settings()), *(b.strip() for b in below), *rest]
+    return '\n\n'.join(parts).strip() + '\n'
 
 def main(check):
     wanted = readme()
     current = target.read_text(encoding='utf-8') if target.exists() else ''
     if wanted == current: return print('README.md is current')
-    if check: sys.exit('README.md is not what nbs/index.ipynb gives: run `make readme` and commit the result.')
+    if check: sys.exit('nbs/index.ipynb gives another README.md: run `make readme` and commit it.')
     target.write_text(wanted, encoding='utf-8')
     print('README.md written')
 

@@ -8,7 +8,8 @@
 
 An exported cell has `#| export`, `#| exports` or `#| exporti`; a hidden one has `#| hide`.
 A line of code is neither blank nor only a comment or directive; imports stand alone in a cell.
-A notebook whose name starts with digits is numbered; tutorials are not.
+A notebook whose name starts with digits is numbered; tutorials are not. The order is that of the
+names: 23_train, 23a_callbacks, 24_run.
 Public is a name without a leading underscore, at the top of an exported cell or in a public class;
 a method patched onto a class belongs to it. An override is a method with a name that a base
 class of this package has too, which documents it.
@@ -17,8 +18,10 @@ Strict rules, a finding is an error:
   syntax      a code cell parses, magics and shell lines aside
   module      at most 250 lines of code in the exported cells of a notebook
   cell        at most 25 lines of code in an exported cell, imports aside
-  line        at most 100 characters, in every code cell and in tests, benchmarks and scripts
-  import      no cell of a numbered notebook imports a module that a later one exports
+  line        at most 100 characters, in every code cell, tests, benchmarks and scripts; directives
+              aside, which nbdev and Quarto read from one line
+  import      no cell of a numbered notebook imports a module of a later one, or one of none
+  star        no cell imports `*`, which hides from ruff a name whose cell lacks `#| export`
   parameter   each one of a public function and each field of a public dataclass has a comment on
               its line that no other shares; not `self`, `_x`, overrides, dunders but `__init__`
               and `__call__`
@@ -32,7 +35,7 @@ Telling rules, counted and listed but no error:
   heading     none twice in a notebook
   figure      a cell that shows an image has a fig-cap and a fig-alt
   visible     a visible cell of a numbered notebook uses no name that only hidden cells import
-  assertions  at most one line in ten of the cells that are neither exported nor hidden
+  assertions  at most one line in ten of the cells that are neither exported nor hidden, or three
 """
 import ast
 import io
@@ -48,7 +51,8 @@ from typing import NamedTuple
 from docs_check import cells, notebooks
 from links import root, settings
 
-MODULE, CELL, LINE, VALUES, WORDS, ASSERTIONS = 250, 25, 100, 60, 35, 10
+MODULE, CELL, LINE, VALUES, WORDS = 250, 25, 100, 60, 35
+FEW, ONE_IN = 3, 10  # assertions
 EXCEPTIONS = {}  # (file, rule): reason, as ('nbs/05_grouping.ipynb', 'module'): 'one long table'
 
 lib = settings()['lib_name']
@@ -203,8 +207,8 @@ def imported(n, pkg):
     if not isinstance(n, ast.ImportFrom): return []
     name = '.'.join(filter(None, [lib if n.level else '', n.module]))
     if name != lib: return [name.split('.')[1]] if name.startswith(f'{lib}.') else []
-    if n.names[0].name == '*': return list(pkg.names.values())
-    return [a.name if a.name in pkg.modules else pkg.names.get(a.name, a.name) for a in n.names]
+    known = pkg.names | {m: m for m in pkg.modules}
+    return [known[a.name] for a in n.names if a.name in known]
 
 # -- strict rules: each yields (index of the cell or None, text)
 
@@ -225,7 +229,8 @@ def cell(nb, pkg):
 def long_lines(text):
     "Number from 1 and message of every line that is too long"
     for k, l in enumerate(text.splitlines(), 1):
-        if len(l) > LINE: yield k, f'{len(l)} characters (at most {LINE})'
+        if len(l) > LINE and not l.startswith('#|'):
+            yield k, f'{len(l)} characters (at most {LINE})'
 
 def line(nb, pkg):
     for i, c in code(nb): yield from ((i, text) for _, text in long_lines(source(c)))
@@ -234,7 +239,13 @@ def upward(nb, pkg):
     own = number(nb)
     for i, c in code(nb) if own else ():
         for m in dict.fromkeys(m for n in ast.walk(tree(c)) for m in imported(n, pkg)):
-            if (pkg.modules.get(m) or own) > own: yield i, f'{lib}.{m} is of a later notebook'
+            if m not in pkg.modules: yield i, f'{lib}.{m} is of no notebook'
+            elif (pkg.modules[m] or own) > own: yield i, f'{lib}.{m} is of a later notebook'
+
+def star(nb, pkg):
+    for i, n in ((i, n) for i, c in code(nb) for n in ast.walk(tree(c))):
+        if isinstance(n, ast.ImportFrom) and n.names[0].name == '*':
+            yield i, f'{ast.unparse(n)}: name what it imports'
 
 def parameters(f):
     a = f.args
@@ -354,12 +365,13 @@ _asserts = re.compile(r'\bassert\b|\bassert_\w+\(|\bexpect_fail\(|'
 def assertions(nb, pkg):
     found = [l for _, c in code(nb) if is_open(c) for l in lines_of_code(c)]
     n = sum(bool(_asserts.search(l)) for l in found)
-    if n > len(found) / ASSERTIONS: yield None, f'{n} in {len(found)} lines (one in {ASSERTIONS})'
+    allowed = max(FEW, len(found) // ONE_IN)
+    if n > allowed: yield None, f'{n} in {len(found)} lines (at most {allowed})'
 
 # -- all of them
 
-STRICT = {f.__name__: f for f in (syntax, module, cell, line)}
-STRICT |= {'import': upward, 'parameter': parameter, 'docstring': docstring}
+STRICT = {f.__name__: f for f in (syntax, module, cell, line, star, parameter, docstring)}
+STRICT |= {'import': upward}
 TELLING = {f.__name__: f for f in (values, sentence, heading, figure, visible, assertions)}
 
 def name_of(path): return path.relative_to(root).as_posix() if root in path.parents else str(path)
@@ -367,24 +379,24 @@ def name_of(path): return path.relative_to(root).as_posix() if root in path.pare
 def check(nb, pkg, rules):
     "The findings of these rules in a notebook, in the order of its cells"
     file = name_of(nb)
-    found = [(-1 if i is None else i, rule, text) for rule, f in rules.items()
-             if (file, rule) not in EXCEPTIONS for i, text in f(nb, pkg)]
-    return [Finding(file, '' if i < 0 else f'[{i}]', rule, text)
-            for i, rule, text in sorted(found, key=lambda o: o[0])]
+    active = {rule: f for rule, f in rules.items() if (file, rule) not in EXCEPTIONS}
+    found = [(i, rule, text) for rule, f in active.items() for i, text in f(nb, pkg)]
+    found.sort(key=lambda o: -1 if o[0] is None else o[0])
+    return [Finding(file, '' if i is None else f'[{i}]', *rest) for i, *rest in found]
 
 def check_files():
     "The lines of Python files that are too long"
-    for path in sorted(f for p in ('setup.py', 'tests/*.py', 'benchmarks/*.py', 'scripts/*.py')
-                       for f in root.glob(p)):
+    patterns = 'setup.py', 'tests/*.py', 'benchmarks/*.py', 'scripts/*.py'
+    for path in sorted(f for p in patterns for f in root.glob(p)):
         if (name_of(path), 'line') in EXCEPTIONS: continue
         for k, text in long_lines(path.read_text(encoding='utf-8')):
             yield Finding(name_of(path), f':{k}', 'line', text)
 
-def findings(paths=()):
-    "All findings in these notebooks, or in all and the Python files: strict ones, telling ones"
+def findings(rules, paths=()):
+    "All findings of these rules in these notebooks, or in all and the Python files"
     pkg, nbs = package(), [Path(p).resolve() for p in paths] or notebooks()
-    strict, telling = ([f for nb in nbs for f in check(nb, pkg, r)] for r in (STRICT, TELLING))
-    return strict + ([] if paths else [*check_files()]), telling
+    found = [f for nb in nbs for f in check(nb, pkg, rules)]
+    return found + [*check_files()] if 'line' in rules and not paths else found
 
 def main(argv=None):
     "Print the findings; 1 if one of them is an error"
@@ -393,7 +405,7 @@ def main(argv=None):
     parser.add_argument('--all', action='store_true', help='telling rules are errors too')
     parser.add_argument('--report', action='store_true', help='list what telling rules find')
     args = parser.parse_args(argv)
-    strict, telling = findings(args.notebooks)
+    strict, telling = (findings(rules, args.notebooks) for rules in (STRICT, TELLING))
     for f in strict + telling * (args.all or args.report): print(f)
     counts = Counter(f.rule for f in telling)
     for rule in TELLING: print(f'{rule}: {counts[rule]}')

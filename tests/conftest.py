@@ -1,9 +1,10 @@
 "What several test files share"
 import os
 
-os.environ.setdefault('MPLBACKEND', 'agg')     # before matplotlib is imported
-os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is: on shared cores its threads wait for each other, up to 80 times as long
-os.environ.setdefault('HF_HUB_OFFLINE', '1')   # no test downloads
+os.environ.setdefault('MPLBACKEND', 'agg')    # before matplotlib is imported
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test downloads
+# Before torch is imported: on shared cores its threads wait for each other, up to 80 times as long.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
 import torch

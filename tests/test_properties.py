@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from ham_nb.controls import prune_components, prune_singular
 from ham_nb.grouping import assign
 from ham_nb.lowrank import LowRank, compress, concat, cosine, inner, norm
-from ham_nb.metrics import average_incremental_accuracy, backward_transfer, final_accuracy, forgetting, forward_transfer
-from ham_nb.pruning import overlap, prune, prune_lowrank
+from ham_nb.metrics import (average_incremental_accuracy, backward_transfer, final_accuracy,
+                            forgetting, forward_transfer)
+from ham_nb.pruning import overlap, prune, prune_entries, prune_lowrank
 
-settings.register_profile('same', deadline=None, max_examples=40, derandomize=True, database=None)  # the same examples for everyone
-settings.register_profile('search', deadline=None, max_examples=1000)                               # HYPOTHESIS=search looks for new ones
+# the same examples for everyone; HYPOTHESIS=search looks for new ones
+settings.register_profile('same', deadline=None, max_examples=40, derandomize=True, database=None)
+settings.register_profile('search', deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get('HYPOTHESIS', 'same'))
 
 tight = dict(rtol=1e-9, atol=1e-9)
@@ -24,10 +27,11 @@ scalars = st.floats(.01, 100) | st.floats(-100, -.01)
 
 @st.composite
 def lowranks(draw, n=1, shape=None):
-    "`n` matrices of one shape with ranks of their own; numbers from a seed, so that no example is degenerate by accident"
+    "`n` matrices of one shape, each of its own rank; from a seed, not degenerate by accident"
     d, k = shape or (draw(sizes), draw(sizes))
     g = torch.Generator().manual_seed(draw(seeds))
-    def one(r): return LowRank(*(torch.randn(*s, generator=g, dtype=torch.float64) for s in ((r, k), (d, r))))
+    def random(*shape): return torch.randn(*shape, generator=g, dtype=torch.float64)
+    def one(r): return LowRank(random(r, k), random(d, r))
     return [one(draw(ranks)) for _ in range(n)]
 
 # -- lowrank
@@ -80,14 +84,17 @@ def test_compress_reports_its_error_which_falls_with_the_rank(ps):
 def test_compress_keeps_the_energy_asked_for(ps, energy):
     small, error = compress(ps[0], energy=energy)
     assert 1 - error**2 >= energy - 1e-9
-    if small.rank > 1: assert 1 - compress(ps[0], small.rank - 1)[1]**2 < energy + 1e-9  # one rank fewer would be too few
+    if small.rank > 1:  # one rank fewer would be too few
+        assert 1 - compress(ps[0], small.rank - 1)[1]**2 < energy + 1e-9
 
 @given(sizes, sizes, ranks, ranks, st.integers(1, 4), seeds)
 def test_a_batch_equals_a_loop(d, k, r, s, n, seed):
     g = torch.Generator().manual_seed(seed)
-    def batch(r): return LowRank(*(torch.randn(n, *s, generator=g, dtype=torch.float64) for s in ((r, k), (d, r))))
+    def random(*shape): return torch.randn(n, *shape, generator=g, dtype=torch.float64)
+    def batch(r): return LowRank(random(r, k), random(d, r))
     p, q = batch(r), batch(s)
-    def each(f, *args): return torch.stack([f(*(LowRank(a.A[i], a.B[i]) for a in args)) for i in range(n)])
+    def layer(a, i): return LowRank(a.A[i], a.B[i])
+    def each(f, *args): return torch.stack([f(*(layer(a, i) for a in args)) for i in range(n)])
     for f in inner, cosine: assert_close(f(p, q), each(f, p, q), **tight)
     assert_close(norm(p), each(norm, p), **tight)
     assert_close(concat([p, q]).delta(), each(lambda a, b: concat([a, b]).delta(), p, q), **tight)
@@ -102,7 +109,8 @@ def test_shapes_that_differ_are_refused(ps, qs):
 # -- pruning
 
 keeps = st.floats(0, 1, exclude_min=True)
-tensors = st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=40).map(torch.tensor)  # few distinct values: many ties and zeros
+numbers = st.floats(-4, 4, width=16)  # few distinct values: many ties and zeros
+tensors = st.lists(numbers, min_size=1, max_size=40).map(torch.tensor)
 
 @given(tensors, keeps)
 def test_prune_keeps_the_largest_and_changes_none(t, keep):
@@ -110,7 +118,8 @@ def test_prune_keeps_the_largest_and_changes_none(t, keep):
     changed = kept != t
     assert kept[changed].count_nonzero() == 0
     assert kept.count_nonzero() <= n
-    assert kept.count_nonzero() == n or (t[changed] == 0).all()  # fewer only where zeros were among the largest
+    # fewer only where zeros were among the largest
+    assert kept.count_nonzero() == n or (t[changed] == 0).all()
     assert_close(kept.abs().sum(), t.abs().sort(descending=True).values[:n].sum())
 
 @given(tensors, keeps)
@@ -124,19 +133,23 @@ def test_prune_is_idempotent_and_blind_to_sign_and_shape(t, keep):
 def test_more_is_kept_of_a_larger_fraction(t, keep, other):
     few, many = (prune(t, k) for k in sorted((keep, other)))
     assert torch.equal(many[few != 0], few[few != 0])
-    assert overlap(few, many) * many.count_nonzero() == pytest.approx(few.count_nonzero() if many.any() else 0)
+    common = few.count_nonzero() if many.any() else 0
+    assert overlap(few, many) * many.count_nonzero() == pytest.approx(common)
 
-@given(lowranks(1), keeps, st.sampled_from(['entries', 'components', 'singular']))
-def test_kept_energy_and_error_are_true(ps, keep, space):
+@given(lowranks(1), keeps, st.sampled_from([prune_entries, prune_components, prune_singular]))
+def test_kept_energy_and_error_are_true(ps, keep, cut):
     p, = ps
-    done = prune_lowrank(p, keep, space)
+    done = prune_lowrank(p, keep, cut)
     P, Q = p.delta(), done.p.delta()
     assert done.energy == pytest.approx(float((Q.norm() / P.norm())**2), rel=1e-6, abs=1e-9)
     assert done.error == pytest.approx(float((P - Q).norm() / P.norm()), rel=1e-6, abs=1e-6)
-    if space == 'singular': assert done.error**2 + done.energy == pytest.approx(1, abs=1e-6)  # an orthogonal projection
-    n = max(1, int(keep * p.rank))
-    if space == 'entries': n, whole = int(keep * p.A.numel()) + int(keep * p.B.numel()), p.A.numel() + p.B.numel()
-    else: n, whole = min(n, *p.shape) if space == 'singular' and keep < 1 else n, p.rank
+    if cut is prune_singular:  # an orthogonal projection
+        assert done.error**2 + done.energy == pytest.approx(1, abs=1e-6)
+    n, whole = max(1, int(keep * p.rank)), p.rank
+    if cut is prune_singular and keep < 1: n = min(n, *p.shape)
+    if cut is prune_entries:
+        n = int(keep * p.A.numel()) + int(keep * p.B.numel())
+        whole = p.A.numel() + p.B.numel()
     assert done.kept == n / whole
 
 # -- grouping
@@ -156,7 +169,8 @@ def test_a_stream_never_needs_more_than_g_max_groups(rows, tau, g_max):
 
 @given(st.lists(similarities, min_size=1, max_size=6), taus, st.integers(1, 8))
 def test_a_task_joins_the_most_similar_group(c, tau, g_max):
-    a, best = assign(c, tau, g_max), int(np.argmax(c))  # of equal ones the first, as `assign` promises
+    a = assign(c, tau, g_max)
+    best = int(np.argmax(c))  # of equal ones the first, as `assign` promises
     assert a == assign(list(c), tau, g_max) and list(a.similarities) == c
     if a.opened: assert max(c) < tau and len(c) < g_max and not a.forced
     else: assert a.group == best and a.forced == (max(c) < tau)
@@ -200,22 +214,26 @@ def test_forgetting_is_a_difference_of_means(R, rng):
     "So the last row may be shuffled among the old tasks, except where it takes part in the maximum"
     old = R[-1][:-1]
     shuffled = [*R[:-1], [*rng.sample(old, len(old)), R[-1][-1]]]
-    for kind in 'chaudhry', 'first': assert forgetting(shuffled, kind) == pytest.approx(forgetting(R, kind), abs=1e-12)
+    for kind in 'chaudhry', 'first':
+        assert forgetting(shuffled, kind) == pytest.approx(forgetting(R, kind), abs=1e-12)
 
 @given(matrices, st.integers(1, 500), st.data())
 def test_sample_weighting(R, n, data):
     plain = average_incremental_accuracy(R)
     assert average_incremental_accuracy(R, [n] * len(R)) == pytest.approx(plain)
     sizes = data.draw(st.lists(st.integers(1, 500), min_size=len(R), max_size=len(R)))
-    repeated = [[a for a, s in zip(row[:t + 1], sizes) for _ in range(s)] for t, row in enumerate(R)]
-    assert average_incremental_accuracy(R, sizes) == pytest.approx(np.mean([np.mean(row) for row in repeated]))
+    repeated = [np.repeat(row[:t + 1], sizes[:t + 1]) for t, row in enumerate(R)]
+    by_hand = np.mean([row.mean() for row in repeated])
+    assert average_incremental_accuracy(R, sizes) == pytest.approx(by_hand)
 
 @given(matrices, fractions)
 def test_a_common_shift_moves_accuracies_and_not_forgetting(R, s):
     moved = [[a + s for a in row] for row in R]
     assert final_accuracy(moved) == pytest.approx(final_accuracy(R) + s)
-    for kind in 'chaudhry', 'clipped', 'first': assert forgetting(moved, kind) == pytest.approx(forgetting(R, kind), abs=1e-12)
-    assert forward_transfer(moved, [s] * len(R)) == pytest.approx(forward_transfer(R, [0] * len(R)), abs=1e-12)
+    for kind in 'chaudhry', 'clipped', 'first':
+        assert forgetting(moved, kind) == pytest.approx(forgetting(R, kind), abs=1e-12)
+    unmoved = forward_transfer(R, [0] * len(R))
+    assert forward_transfer(moved, [s] * len(R)) == pytest.approx(unmoved, abs=1e-12)
 
 @given(matrices)
 def test_a_model_that_never_changes_forgets_nothing(R):

@@ -16,15 +16,19 @@ import torch
 from safetensors.torch import load_file
 
 import ham_nb
-from ham_nb import train
 from ham_nb.cli import train_command
-from ham_nb.learn import begin, checkpoints, learn, read_log
+from ham_nb.checkpoint import checkpoints
+from ham_nb.card import read_log
+from ham_nb.learn import begin, learn
 from ham_nb.stream import TaskStream
 from ham_nb.ham import HAM
-from ham_nb.train import Loop, OutOfMemory, Stopped, TrainConfig
+from ham_nb.train import Loop, OutOfMemory, TrainConfig
+from ham_nb.callbacks import Stopped
 
-FOUR = ('--dataset toy --tasks 4 --natural-order --epochs 4 --bs 8 --save-every 1 --device cpu').split()
-TIMES = ('seconds_per_task', 'seconds_testing')  # of all that a card holds, what two runs cannot share
+FOUR = ('--dataset toy --tasks 4 --set natural_order=true --epochs 4 --bs 8 --set save_every=1 '
+        '--device cpu').split()
+# of all that a card holds, what two runs cannot share
+TIMES = 'seconds_per_task', 'seconds_testing'
 
 def start(*args, cwd, **kwargs):
     code = 'import sys; from ham_nb.cli import train_command; sys.exit(train_command())'
@@ -32,8 +36,9 @@ def start(*args, cwd, **kwargs):
     return subprocess.Popen([sys.executable, '-c', code, *args], cwd=cwd, env=env, text=True,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **kwargs)
 
-def card(out): return {k: v for k, v in json.loads((Path(out)/'results.json').read_text()).items() if k not in TIMES}
-def log(out): return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in read_log(out)]
+def without(d, names): return {k: v for k, v in d.items() if k not in names}
+def card(out): return without(json.loads((Path(out)/'results.json').read_text()), TIMES)
+def log(out): return [without(line, ['images_per_second']) for line in read_log(out)]
 
 def assert_same_run(a, b):
     assert card(a) == card(b) and log(a) == log(b)
@@ -47,13 +52,16 @@ def unbroken(tmp_path_factory):
     assert train_command([*FOUR, '--out', str(out)]) == 0
     return out
 
-def test_ten_kills_at_random_moments_change_nothing(unbroken, tmp_path):
+@pytest.mark.parametrize('number', [10, pytest.param(100, marks=pytest.mark.trial)])
+def test_kills_at_random_moments_change_nothing(number, unbroken, tmp_path):
     out, rng, kills = tmp_path/'run', random.Random(time.time()), 0
     def position(): return [p.name for p in checkpoints(out)]
-    while kills < 10:
-        p = start(*FOUR, '--out', 'run', *(['--resume'] if checkpoints(out) else []), cwd=tmp_path)
+    def resumed(): return ['--resume'] if checkpoints(out) else []
+    while kills < number:
+        p = start(*FOUR, '--out', 'run', *resumed(), cwd=tmp_path)
         seen, until = position(), time.monotonic() + 60
-        while p.poll() is None and position() == seen and time.monotonic() < until: time.sleep(.01)  # so that every start gets somewhere
+        # so that every start gets somewhere
+        while p.poll() is None and position() == seen and time.monotonic() < until: time.sleep(.01)
         time.sleep(rng.uniform(0, .4))
         p.kill()
         err = p.communicate()[1]
@@ -62,7 +70,7 @@ def test_ten_kills_at_random_moments_change_nothing(unbroken, tmp_path):
             assert_same_run(out, unbroken)
             shutil.rmtree(out)
         else: kills += 1
-    assert train_command([*FOUR, '--out', str(out), *(['--resume'] if checkpoints(out) else [])]) == 0
+    assert train_command([*FOUR, '--out', str(out), *resumed()]) == 0
     assert_same_run(out, unbroken)
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -72,8 +80,10 @@ def test_a_signal_ends_the_run_after_a_step(number, unbroken, tmp_path):
     while not read_log(out) and time.monotonic() < until: time.sleep(.02)
     p.send_signal(number)
     err = p.communicate(timeout=60)[1]
-    assert p.returncode == 130 and '--resume' in err.splitlines()[-1] and "'run'" in err and 'Traceback' not in err, err
-    assert checkpoints(out) and not (set(os.listdir(out)) - {p.name for p in checkpoints(out)} - {'log.jsonl', 'results.json'})
+    assert p.returncode == 130 and 'Traceback' not in err, err
+    assert '--resume' in err.splitlines()[-1] and "'run'" in err, err
+    states = {p.name for p in checkpoints(out)}
+    assert states and not set(os.listdir(out)) - states - {'log.jsonl', 'results.json'}
     assert train_command([*FOUR, '--out', str(out), '--resume']) == 0
     assert_same_run(out, unbroken)
 
@@ -87,9 +97,10 @@ def stop_after(monkeypatch, steps):
     monkeypatch.setattr(Loop, 'train_step', counted)
 
 CHOICES = { # what a state in mid-task has to bring back beside the ordinary
-    'views': dict(train=TrainConfig(epochs=2, bs=8, views=2), blocks='3..5'),
+    'views': dict(train=TrainConfig(epochs=2, bs=8, cached_views=2), blocks='3..5'),
     'fp16': dict(train=TrainConfig(epochs=2, bs=8), precision='fp16'),
-    'accumulate': dict(train=TrainConfig(epochs=2, bs=8, accumulate=3, weight_decay=.1), head='ridge'),
+    'accumulate': dict(train=TrainConfig(epochs=2, bs=8, accumulate=3, weight_decay=.1),
+                       head='ridge'),
     'linear head': dict(train=TrainConfig(epochs=2, bs=8, label_smoothing=.1), head='linear'),
 }
 
@@ -102,16 +113,19 @@ def whole(tmp_path_factory):
     "Unbroken runs, each made once"
     made = {}
     def get(name):
-        if name not in made: made[name] = learn_toy(name, tmp_path_factory.mktemp('whole')).out
+        if name not in made: made[name] = learn_toy(name, tmp_path_factory.mktemp('whole'))
         return made[name]
     return get
 
 def learn_toy(name, out, **more):
-    stream = TaskStream.named('toy', tasks=3, seed=0, limit_per_class=8)  # 32 images a task, so 4 steps an epoch and 8 a task
-    return learn(stream, out=out, method=Draws(), device='cpu', seed=3, **CHOICES[name], **more)
+    # 32 images a task, so 4 steps an epoch and 8 a task
+    stream = TaskStream.named('toy', tasks=3, seed=0, limit_per_class=8)
+    learn(stream, out=out, method=Draws(), device='cpu', seed=3, **CHOICES[name], **more)
+    return out
 
-@pytest.mark.parametrize('name, steps', [('views', 1), ('views', 5), ('fp16', 5), ('accumulate', 4), ('accumulate', 8),
-                                         ('linear head', 15)])
+@pytest.mark.parametrize('name, steps', [
+    ('views', 1), ('views', 5), ('fp16', 5), ('accumulate', 4), ('accumulate', 8),
+    ('linear head', 15)])
 def test_stopped_after_any_step(name, steps, whole, tmp_path, monkeypatch):
     whole = whole(name)
     with monkeypatch.context() as m:
@@ -122,7 +136,8 @@ def test_stopped_after_any_step(name, steps, whole, tmp_path, monkeypatch):
     assert_same_run(tmp_path, whole)
 
 def test_the_last_two_checkpoints_are_kept(unbroken):
-    assert [p.name for p in checkpoints(unbroken)] == ['state-003-000072.safetensors', 'state-004.safetensors']
+    kept = [p.name for p in checkpoints(unbroken)]
+    assert kept == ['state-003-000072.safetensors', 'state-004.safetensors']
 
 def test_a_full_disk_leaves_the_last_good_state(unbroken, tmp_path, monkeypatch, capsys):
     sync, calls = os.fsync, []
@@ -139,18 +154,21 @@ def test_a_full_disk_leaves_the_last_good_state(unbroken, tmp_path, monkeypatch,
     assert train_command([*FOUR, '--out', str(tmp_path), '--resume']) == 0
     assert_same_run(tmp_path, unbroken)
 
+def out_of_memory(*args):
+    raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+
 def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, capsys):
-    def full(*args): raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
-    monkeypatch.setattr(Loop, 'loss', full)
-    assert train_command([*FOUR, '--accumulate', '2', '--out', str(tmp_path)]) == 2
+    monkeypatch.setattr(Loop, 'loss', out_of_memory)
+    assert train_command([*FOUR, '--set', 'accumulate=2', '--out', str(tmp_path)]) == 2
     err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1 and '4 images at once' in err and 'accumulate above 2' in err and 'bs 8' in err
+    assert len(err.splitlines()) == 1
+    for part in '4 images at once', 'accumulate above 2', 'bs 8': assert part in err
 
 def test_no_room_for_views_names_them(tmp_path, monkeypatch):
-    def full(*args): raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
-    monkeypatch.setattr(train, '_keep_views', full)
-    run = begin(TaskStream.named('toy', tasks=2), blocks=4, device='cpu', train=TrainConfig(views=2))
-    with pytest.raises(OutOfMemory, match='2 views of them: lower views'): run.learn_task()
+    monkeypatch.setattr(Loop, '_cache_views', out_of_memory)
+    settings = dict(blocks=4, device='cpu', train=TrainConfig(cached_views=2))
+    run = begin(TaskStream.named('toy', tasks=2), **settings)
+    with pytest.raises(OutOfMemory, match='2 views of them: lower cached_views'): run.learn_task()
 
 def test_a_line_cut_short_is_no_line_of_the_log(tmp_path):
     (tmp_path/'log.jsonl').write_text('{"task": 0, "step": 20}\n{"task": 0, "st')

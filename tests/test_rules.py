@@ -49,12 +49,15 @@ cases = [
                [ex(lines(25) + '\n\n# c')] * 10 + [py(lines(9))]),
     ('cell', [ex(lines(26))], [ex(lines(25) + '\n# comment'), py(lines(26))]),
     ('cell', [py('#| exporti\nx = 1\n' + 'import os\n' * 25)], [ex('import os\n' * 26)]),
-    ('line', [py('x' * 101)], [py('x' * 100), md('x' * 101)]),
+    ('line', [py('x' * 101)], [py('x' * 100), md('x' * 101), py(f'#| fig-alt: {words(40)}\nx')]),
     ('import', [py('import ham_nb.late')], [py('import ham_nb.early, ham_nb')]),
     ('import', [py('from ham_nb.late import f')], [py('from ham_nb.early import f')]),
     ('import', [py('from ham_nb import late')], [py('from ham_nb import early, x')]),
     ('import', [py('from ham_nb import Late')], [py('from ham_nb import Early')]),
     ('import', [py('%time\ndef f():\n    from .late import f')], [py('from .early import f')]),
+    ('import', [py('from .gone import f')], [py('from gone import f\nimport ham_nb')]),
+    ('star', [ex('from math import *')], [ex('from math import pi\nx = 2 * 3'), md('import *')]),
+    ('star', [py('%time\ndef f():\n    from ham_nb import *')], [py('import math as m')]),
     ('parameter', [ex('def f(a): pass')], [ex('def f(self, a): pass # A')]),
     ('parameter', [ex('def f(\n    a,\n    b, # B\n): pass')],
                   [ex('def f(\n    a, # A\n    *b, # B\n    _c=1,\n): pass')]),
@@ -95,9 +98,10 @@ cases = [
                [py('#| fig-cap:\n#|   - A\n#| fig-alt: B', image)]),
     ('visible', [hidden, py('math.pi')], [hidden, py('import math\nmath.pi')]),
     ('visible', [hidden, py('def f(): return math.pi')], [hidden, py(hide + 'math.pi'), py('pi')]),
-    ('assertions', [py('assert x\n' + lines(8))], [py('assert x\n' + lines(9))]),
-    ('assertions', [py('test_eq(1, 1)\nwith expect_fail(): pass\n' + lines(17))],
-                   [py('test_data(1)\n# assert x'), py(hide + 'assert x'), ex('assert x')]),
+    ('assertions', [py('assert x\n' * 4 + lines(35))], [py('assert x\n' * 4 + lines(36))]),
+    ('assertions', [py('test_eq(1, 1)\nwith expect_fail(): pass\nassert x\nassert_close(x, x)')],
+                   [py('assert x\n' * 3), py('test_data(1)\n# assert x'), py(hide + 'assert x'),
+                    ex('assert x')]),
 ]
 
 @pytest.mark.parametrize('rule,bad,good', cases)
@@ -120,10 +124,19 @@ def test_only_numbered_notebooks_have_an_order(tree):
         assert found(root, rule)
         assert not any(found(root, rule, nb) for nb in ('index.ipynb', 'tutorials/01_t.ipynb'))
 
+def test_order_of_rooms(tree):
+    use = [py('from ham_nb.after import f')]
+    root = tree(**{'23_x': use, '23a_after': [py('#| default_exp after')], '24_x': use})
+    rooms = docs_check.notebooks()
+    assert [nb.stem for nb in rooms] == ['00_early', '09_late', '23_x', '23a_after', '24_x']
+    assert [*map(rules.number, rooms)] == sorted(map(rules.number, rooms))
+    assert found(root, 'import', '23_x.ipynb') and not found(root, 'import', '24_x.ipynb')
+
 def test_long_lines_of_files(tree):
     (tree()/'setup.py').write_text(f'# short\n#{"x" * 100}\n')
-    strict, _ = rules.findings()
-    assert [*map(str, strict)] == ['setup.py:2 line: 101 characters (at most 100)']
+    told = ['setup.py:2 line: 101 characters (at most 100)']
+    assert [*map(str, rules.findings(rules.STRICT))] == told
+    assert rules.findings(rules.TELLING) == []
 
 def test_a_line_of_a_cell_is_told_as_its_cell(tree):
     assert found(tree(a05_x=[md('# X'), py('x' * 104)]), 'line') == [

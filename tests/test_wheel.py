@@ -14,33 +14,37 @@ import links
 
 root, cfg = links.root, links.settings()
 
-# This environment plays a fresh one: the wheel comes first on the path, and what only developers have is not found
+# This environment plays a fresh one: the wheel comes first on the path,
+# and what only developers have is not found.
 clean = '''
 import sys
-dev = {'nbdev', 'execnb', 'peft', 'tensorboard', 'pytest', 'hypothesis', 'jupyterlab',
+dev = {'nbdev', 'execnb', 'peft', 'tensorboard', 'pytest', 'xdist', 'hypothesis', 'jupyterlab',
        'ipywidgets', 'IPython', 'ipykernel', 'ruff', 'build'}
 class WithoutDev:
     def __init__(self, finder): self.finder = finder
     def __getattr__(self, name): return getattr(self.finder, name)
-    def find_spec(self, name, *args): return None if name.split('.')[0] in dev else self.finder.find_spec(name, *args)
+    def find_spec(self, name, *args):
+        if name.split('.')[0] not in dev: return self.finder.find_spec(name, *args)
 sys.meta_path[:] = map(WithoutDev, sys.meta_path)
 sys.path.insert(0, sys.argv.pop(1))
 '''
 command = clean + '''
 from importlib.metadata import distributions
-wheel = next(d for d in distributions(path=sys.path[:1]) if d.metadata['Name'] in ('ham_nb', 'ham-nb'))
-run, = (e.load() for e in wheel.entry_points if e.group == 'console_scripts' and e.name == sys.argv[1])
+found = distributions(path=sys.path[:1])
+wheel = next(d for d in found if d.metadata['Name'] in ('ham_nb', 'ham-nb'))
 sys.argv = sys.argv[1:]
-sys.exit(run())
+run, = wheel.entry_points.select(group='console_scripts', name=sys.argv[0])
+sys.exit(run.load()())
 '''
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     "Built from a copy, so that the tree stays clean and files of an earlier build stay out"
     tmp = tmp_path_factory.mktemp('wheel')
-    for f in 'ham_nb', 'nbs', 'tests', 'scripts': copytree(root/f, tmp/'src'/f, ignore=ignore_patterns('__pycache__'))
-    for f in 'setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE': copy(root/f, tmp/'src')
-    pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', tmp, tmp/'src')
+    src, caches = tmp/'src', ignore_patterns('__pycache__')
+    for f in 'ham_nb', 'nbs', 'tests', 'scripts': copytree(root/f, src/f, ignore=caches)
+    for f in 'setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE': copy(root/f, src)
+    pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', tmp, src)
     return next(tmp.glob('*.whl'))
 
 @pytest.fixture(scope='module')
@@ -48,35 +52,41 @@ def installed(wheel):
     pip('install', '--no-deps', '--no-index', '--target', wheel.parent/'site', wheel)
     return wheel.parent/'site'
 
-def pip(*args):
-    done = subprocess.run([sys.executable, '-m', 'pip', '--disable-pip-version-check', '--quiet', *args], capture_output=True, text=True)
+def run(*args, **kwargs):
+    "What python prints with these arguments"
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, **kwargs)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+def pip(*args): run('-m', 'pip', '--disable-pip-version-check', '--quiet', *args)
 
 def isolated(code, *args, cwd):
     "Run code without PYTHONPATH, user packages and the current folder"
     env = {k: v for k, v in os.environ.items() if not k.startswith('PYTHON')}
-    done = subprocess.run([sys.executable, '-I', '-c', code, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run('-I', '-c', code, *args, cwd=cwd, env=env, timeout=300)
 
 def test_contents(wheel):
     assert wheel.stat().st_size <= 3_000_000
-    with zipfile.ZipFile(wheel) as z: names = z.namelist()
-    package = {f.relative_to(root).as_posix() for f in (root/'ham_nb').rglob('*') if f.is_file() and '__pycache__' not in f.parts}
-    assert {n for n in names if '.dist-info/' not in n} == package  # all of the package and nothing else: no notebooks, no tests
-    assert 'ham_nb/assets/nano_vit.safetensors' in package
-    assert not [n for n in names if n.endswith('.ipynb')]
+    with zipfile.ZipFile(wheel) as z: names = {n for n in z.namelist() if '.dist-info/' not in n}
+    files = [f for f in (root/'ham_nb').rglob('*') if f.is_file() and '__pycache__' not in f.parts]
+    # all of the package and nothing else: no notebooks, no tests
+    assert names == {f.relative_to(root).as_posix() for f in files}
+    assert 'ham_nb/assets/nano_vit.safetensors' in names
 
 def test_metadata(wheel):
     info = f"ham_nb-{cfg['version']}.dist-info"
     with zipfile.ZipFile(wheel) as z:
-        m = message_from_string(z.read(f'{info}/METADATA').decode())
-        assert m['Version'] == cfg['version'] and any(n.startswith(info) and n.endswith('LICENSE') for n in z.namelist())
-        assert {'ham-train = ham_nb.cli:train_command', 'ham-report = ham_nb.cli:report_command'} <= {
-            *z.read(f'{info}/entry_points.txt').decode().splitlines()}
+        held = {n for n in z.namelist() if n.startswith(info)}
+        wanted = 'METADATA', 'entry_points.txt'
+        metadata, commands = (z.read(f'{info}/{f}').decode() for f in wanted)
+    assert message_from_string(metadata)['Version'] == cfg['version']
+    assert any(n.endswith('LICENSE') for n in held)
+    declared = {f'ham-{c} = ham_nb.cli:{c}_command' for c in ('train', 'report')}
+    assert declared <= {*commands.splitlines()}
 
 def test_dev_extras_are_out_of_reach(installed, tmp_path):
-    isolated(clean + 'from importlib.util import find_spec; assert not any(map(find_spec, dev))', str(installed), cwd=tmp_path)
+    code = clean + 'from importlib.util import find_spec; assert not any(map(find_spec, dev))'
+    isolated(code, str(installed), cwd=tmp_path)
 
 def test_every_module_imports_from_an_empty_folder(installed, tmp_path):
     code = clean + """
@@ -84,13 +94,15 @@ import importlib, ham_nb
 for m in sys.argv[1:]: importlib.import_module(f'ham_nb.{m}')
 print(ham_nb.__version__, ham_nb.__file__)
 """
-    version, file = isolated(code, str(installed), *(f.stem for f in (root/'ham_nb').glob('[!_]*.py')), cwd=tmp_path).split()
+    modules = [f.stem for f in (root/'ham_nb').glob('[!_]*.py')]
+    version, file = isolated(code, str(installed), *modules, cwd=tmp_path).split()
     assert version == cfg['version'] and Path(file).is_relative_to(installed)
 
 def test_train_and_report_from_an_empty_folder(installed, tmp_path):
-    tiny = '--dataset digits --tasks 5 --limit-per-class 8 --epochs 1 --device cpu --out runs/first'.split()
-    isolated(command, str(installed), 'ham-train', *tiny, cwd=tmp_path)
+    tiny = '--dataset digits --tasks 5 --limit-per-class 8 --epochs 1 --device cpu --out runs/first'
+    isolated(command, str(installed), 'ham-train', *tiny.split(), cwd=tmp_path)
     card = json.loads((tmp_path/'runs'/'first'/'results.json').read_text())
     assert len(card['accuracy_matrix']) == 5 and card['versions']['ham_nb'] == cfg['version']
-    assert '| runs/first | ham |' in isolated(command, str(installed), 'ham-report', 'runs/first', cwd=tmp_path)
+    told = isolated(command, str(installed), 'ham-report', 'runs/first', cwd=tmp_path)
+    assert '| runs/first | ham |' in told
     assert {p.name for p in tmp_path.iterdir()} == {'runs'}
