@@ -31,7 +31,7 @@ $(DEV): $(META) | $(VENV)/bin/python
 	@touch $@ $(PACKAGE)
 
 demo: $(PACKAGE)  ## learn five tasks on real images, in about a minute; results in runs/demo
-	$(BIN)/ham-train --preset demo --out runs/demo --overwrite
+	$(BIN)/ham-train --preset demo --out runs/demo --overwrite $(FLAGS)
 
 dev: $(DEV)  ## install the package and the tools to work on it
 
@@ -66,6 +66,7 @@ export-check: $(DEV)  ## fail if `make export` would change a file
 notebooks: $(DEV)  ## run the notebooks and store their outputs (cells that are skipped keep theirs)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --save --n-workers $(WORKERS) --timing --flags "$(FLAGS)"
 	$(BIN)/nbdev-clean
+	$(BIN)/python scripts/shrink.py
 
 readme: $(DEV)  ## write README.md from nbs/index.ipynb
 	$(BIN)/python scripts/readme.py

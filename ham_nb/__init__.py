@@ -1,4 +1,4 @@
-"""A frozen vision transformer learns task after task. Each task trains a low-rank adapter (LoRA) with an importance scalar; adapters that are alike are grouped as they arrive, into at most `g_max` groups; each is scaled, pruned and merged into its group; at the end everything folds into one plain timm model. This is HAM, *Hierarchical Adapters Merging* ([arXiv 2509.13211](https://arxiv.org/abs/2509.13211)), for any timm ViT and for your own images."""
+"""A frozen vision transformer learns task after task. Each task trains a low-rank adapter (LoRA) with an importance scalar. Adapters that are alike are grouped as they arrive, into at most `g_max` groups. Each is scaled, pruned and merged into its group, and at the end all are baked into one plain timm model. This is HAM, *Hierarchical Adapters Merging* ([arXiv 2509.13211](https://arxiv.org/abs/2509.13211)), for any timm ViT and for your own images."""
 
 __version__ = "0.1.0"
 

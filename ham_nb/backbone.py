@@ -1,4 +1,4 @@
-"""A frozen timm vision transformer, its preprocessing, and the linear layers that adapters go on
+"""A frozen timm vision transformer, its preprocessing and its features
 
 Docs: https://ham-nb.github.io/ham_nb/backbone.html.md"""
 

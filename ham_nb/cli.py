@@ -100,6 +100,7 @@ def begin_run(
 def _save(path):
     plt.gcf().savefig(path, dpi=120)
     plt.close()
+    return path.name
 
 def draw_run(
     run: Run, # After its last task
@@ -190,15 +191,17 @@ def find_cards(
 def accuracy_table(
     cards: dict, # Folder -> result card
 ) -> str: # Markdown
-    "Final accuracy, average and forgetting of each run and head, in percent"
-    keys, rows = ('final_accuracy', 'average_incremental_accuracy', 'forgetting'), []
-    for name, c in cards.items():
-        tasks, seconds = len(c['seconds_per_task']), f'{sum(c["seconds_per_task"]):.0f}'
-        for head, of in {c['config']['head']: c, **c.get('extra_heads', {})}.items():
-            numbers = [f'{100 * of["metrics"][k]:.1f}' for k in keys]
-            rows.append([name, c['method'], head, tasks, *numbers, seconds])
-    return markdown_table(['run', 'method', 'head', 'tasks', 'final (%)', 'average (%)',
-                           'forgetting (points)', 'seconds'], rows)
+    "Final accuracy under each head; average and forgetting under the first one of a run"
+    found = {k: {c['config']['head']: c, **c.get('extra_heads', {})} for k, c in cards.items()}
+    heads, rows = [*dict.fromkeys(head for of in found.values() for head in of)], []
+    def percent(c, key): return f'{100 * c["metrics"][key]:.1f}' if c else ''
+    for k, c in cards.items():
+        numbers = [percent(found[k].get(head), 'final_accuracy') for head in heads]
+        numbers += [percent(c, key) for key in ('average_incremental_accuracy', 'forgetting')]
+        s = c['seconds_per_task']
+        rows.append([k, c['method'], len(s), *numbers, f'{sum(s):.0f}'])
+    return markdown_table(['run', 'method', 'tasks', *(f'{head} (%)' for head in heads),
+                           'average (%)', 'forgetting (points)', 'seconds'], rows)
 
 # %% ../nbs/50_cli.ipynb #9b7411e2
 def report(
@@ -209,22 +212,21 @@ def report(
     if not folders: raise ValueError('name at least one folder with a run, got 0.')
     cards, out = find_cards(folders), Path(out or folders[0])
     out.mkdir(parents=True, exist_ok=True)
-    plot_curves({name: c['accuracy_matrix'] for name, c in cards.items()},
-                blocks={name: tested_blocks(c) for name, c in cards.items()})
-    _save(out/'curves.png')
-    figures, logs = ['curves.png'], {name: l for name in cards if (l := read_log(name))}
+    above = os.path.commonpath(cards) if len(cards) > 1 else ''
+    short = {k: os.path.relpath(k, above) for k in cards}
+    plot_curves({short[k]: c['accuracy_matrix'] for k, c in cards.items()},
+                blocks={short[k]: tested_blocks(c) for k, c in cards.items()})
+    figures = [_save(out/'curves.png')]
+    logs = {short[k]: log for k in cards if (log := read_log(k))}
     if logs:
-        figures.append('losses.png')
         plot_losses(logs)
-        _save(out/'losses.png')
-    text = '\n\n'.join([accuracy_table(cards), *(f'![]({f})' for f in figures)])
-    (out/'report.md').write_text(f'{text}\n', encoding='utf-8')
-    print(f'{accuracy_table(cards)}\n')
-    print(f'{", ".join(str(out/f) for f in ("report.md", *figures))} written')
+        figures.append(_save(out/'losses.png'))
+    table = accuracy_table(cards)
+    (out/'report.md').write_text('\n\n'.join([table, *(f'![]({f})' for f in figures)]), 'utf-8')
+    print(f'{table}\n\n{", ".join(str(out/f) for f in ("report.md", *figures))} written')
 
 # %% ../nbs/50_cli.ipynb #8f2e5c70
-def _refuse(prog, e):
-    return print(f'{prog}: error: {e}', file=sys.stderr) or 2
+def _refuse(prog, e): return print(f'{prog}: error: {e}', file=sys.stderr) or 2
 
 def report_command(
     argv: list|None = None, # The words of a line; those of this process by default
@@ -240,10 +242,10 @@ def report_command(
 
 # %% ../nbs/50_cli.ipynb #1ec1fd74
 def _print_settings(run, out):
-    c, own = run.card['config'], ('method', 'method_settings', 'train')
-    print(f'method {run.method.name} {c["method_settings"] or ""}\ntraining {c["train"]}')
-    print('  '.join(f'{k}={v}' for k, v in c.items() if v is not None and k not in own))
-    print(f'class order {run.card["class_order"]}\n{run.card["versions"]}\nwriting to {out}\n')
+    what, order = f'{run.stream.name}, {len(run.stream)} tasks', run.card['class_order']
+    print(f'{run.method.name} with {", ".join(run.heads)} on {what}, seed {run.seed}, '
+          f'{run.precision} on {run.device}\nclass order', *order)
+    print(f'{run.card["config"]["backbone"]}\n{run.pre}\nall settings in {out/"results.json"}\n')
 
 def learn_one(
     o: dict, # From `parse`

@@ -52,7 +52,7 @@ def drift_map(
     S, I = X.T @ X / len(X), torch.eye(X.shape[1], device=X.device)
     penalty = ridge * S.diagonal().mean().clamp_min(1e-12) * I
     M = torch.linalg.solve(S + penalty, X.T @ D / len(X))
-    return I + M, drift - centre @ M
+    return I + M, drift - centre @ M     # x + (x - centre) @ M + drift
 
 # %% ../nbs/21_drift.ipynb #3df9ac04
 FAR_VIEWS = Augment(zoom=(.5, 1.), degrees=180., flip=True, colours=True)

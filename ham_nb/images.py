@@ -47,13 +47,15 @@ def show_images(
     "Draw a few images side by side"
     rows = math.ceil(len(x) / cols)
     cols = min(cols, len(x))
-    size = cols, rows * (1.25 if titles else 1)
-    _, axs = plt.subplots(rows, cols, figsize=size, dpi=72, layout='constrained', squeeze=False)
-    for ax in axs.flat: ax.axis('off')
-    for i, (ax, im) in enumerate(zip(axs.flat, x)):
-        im = im.float() / (255 if im.dtype == torch.uint8 else 1)
-        ax.imshow(im.expand(3, -1, -1).permute(1, 2, 0).cpu())
-        if titles: ax.set_title(titles[i], fontsize=8)
+    side = min(7.2 / cols, .9)
+    size = cols * side, rows * (side + (.2 if titles else 0))
+    with plt.style.context('ham_nb.assets.figures'):
+        _, axs = plt.subplots(rows, cols, squeeze=False, figsize=size)
+        for ax in axs.flat: ax.axis('off')
+        for i, (ax, im) in enumerate(zip(axs.flat, x)):
+            im = im.float() / (255 if im.dtype == torch.uint8 else 1)
+            ax.imshow(im.expand(3, -1, -1).permute(1, 2, 0).cpu())
+            if titles: ax.set_title(titles[i], loc='center')
 
 # %% ../nbs/01_images.ipynb #933872e6
 def for_testing(

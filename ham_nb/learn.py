@@ -33,6 +33,7 @@ def _warn_of_lone_classes(run):
         f'{alone} of {len(run.stream)} tasks have a single class: '
         'with nothing to tell it from, no adapter learns from them.')
 
+# %% ../nbs/35_learn.ipynb #b336616f
 class Runaway(Callback):
     "Say so, once, where a task moves features farther than heads can follow"
     said = False

@@ -108,7 +108,8 @@ def _ranks_for(energy: float, S: Tensor, side: int) -> int:
     "The fewest ranks that hold this share of the energy; all that are more than rounding for 1"
     eps = torch.finfo(S.dtype).eps
     left = S.square().flip(-1).cumsum(-1).flip(-1)  # energy from each rank on, from the small end
-    slack = (1 - energy) * (1 + 8 * eps) + (eps * side)**2  # rounding of sums, and of S itself
+    may_be_lost = (1 - energy) * (1 + 8 * eps)      # the sums are rounded too
+    slack = may_be_lost + (eps * side)**2           # and a zero comes out as about eps * side
     return max(1, int((left > slack * left[..., :1]).sum(-1).max()))
 
 # %% ../nbs/00_lowrank.ipynb #507c02c5

@@ -27,7 +27,7 @@ def group_label(
 
 @patch
 def table(self: Run) -> str:
-    "A markdown table with a row per task, or per block of tasks that are tested together"
+    "A markdown table with a row per task, or per test block"
     R, reports = self.card['accuracy_matrix'], self.card['merge_reports']
     seconds = self.card['seconds_per_task']
     rows = [['task', 'classes', 'when learnt (%)', 'now (%)', 'group', 'seconds'], ['---'] * 6]
@@ -59,23 +59,26 @@ def _repr_markdown_(self: Run):
 @patch
 def plot_accuracy(self: Run,
     ax=None, # Draw here; a new figure by default
+    title: str|None = None, # Above the matrix; the name of the method by default
 ):
     "Draw the accuracy matrix of this run"
     R = self.card['accuracy_matrix']
     if not R: raise ValueError(
         f'After {self.tasks_done} tasks nothing has been tested yet that could be drawn.')
-    plot_accuracy_matrix(R, self.method.name, ax, tested_blocks(self.card))
+    title = self.method.name if title is None else title
+    plot_accuracy_matrix(R, title, ax, tested_blocks(self.card))
 
 @patch
 def plot_groups(self: Run,
     ax=None, # Draw here; a new figure by default
+    title: str = '', # Above the groups
 ):
     "Draw which group each task of this run joined"
     reports = self.card['merge_reports']
     if not reports: raise ValueError('After 0 tasks there are no groups to draw.')
     if not all('group' in r for r in reports): raise ValueError(
         f'The method {self.method.name!r} has no groups to draw.')
-    plot_timeline(reports, ax)
+    plot_timeline(reports, ax, title)
 
 # %% ../nbs/24a_results.ipynb #6f8e290a
 @patch

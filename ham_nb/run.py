@@ -53,6 +53,11 @@ class Run(WithCallbacks):
     def __post_init__(self): self._prepare()
 
 # %% ../nbs/24_run.ipynb #b31c91f9
+@patch(as_prop=True)
+def device(self: Run) -> torch.device:
+    "Where it runs"
+    return next(self.model.parameters()).device
+
 @patch
 def _prepare(self: Run):
     "Open the card"
@@ -64,26 +69,20 @@ def _prepare(self: Run):
                      class_order=self.stream.class_order, classes=self.stream.classes,
                      config=self.config())
 
-def check_plan(
-    tasks: int, # Of the stream
-    method: Method, # `HAM(...)` or a baseline
-    test_every: int, # As for `Run`
-    drift_views: int, # As for `Run`
-):
-    "Refuse what would only fail later"
-    if not isinstance(method, Method): raise ValueError(
-        f'method is an object, such as HAM() or make_method("ties"), got {method!r}.')
-    if tasks > 1 and method.one_task: raise ValueError(
-        f'The method {method.name!r} learns all classes in 1 task, got a stream of {tasks}.')
-    if test_every < 1: raise ValueError(f'test_every must be at least 1, got {test_every}.')
-    if drift_views < 0: raise ValueError(f'drift_views must be at least 0, got {drift_views}.')
+# %% ../nbs/24_run.ipynb #d5281d4d
+@patch
+def config(self: Run) -> dict:
+    "The settings that make a run what it is"
+    s, (first, *extra), (one, *_) = self.stream, self.heads, self.layers.values()
+    found = dict(method=self.method.name, method_settings=self.method.settings, head=first,
+                 extra_heads=extra, rank=one.rank, dataset=s.name, tasks=len(s), class_seed=s.seed,
+                 blocks=sorted({int(path.split('.')[1]) for path in self.layers}),
+                 limit_per_class=s.limit_per_class, flip=s.flip, image_shape=list(s.shape),
+                 preprocess=asdict(self.pre), train=asdict(self.train), seed=self.seed,
+                 precision=self.precision, test_every=self.test_every, drift_views=self.drift_views)
+    return json.loads(json.dumps(found))  # as it will be read back, tuples as lists
 
 # %% ../nbs/24_run.ipynb #88474a58
-@patch(as_prop=True)
-def device(self: Run) -> torch.device:
-    "Where it runs"
-    return next(self.model.parameters()).device
-
 @patch(as_prop=True)
 def head_name(self: Run) -> str:
     "Name of the head that is trained"
@@ -98,6 +97,21 @@ def head(self: Run) -> Head:
 def tasks_done(self: Run) -> int:
     "How many tasks are learnt"
     return len(self.card['seconds_per_task'])
+
+# %% ../nbs/24_run.ipynb #24c00030
+def check_plan(
+    tasks: int, # Of the stream
+    method: Method, # `HAM(...)` or a baseline
+    test_every: int, # As for `Run`
+    drift_views: int, # As for `Run`
+):
+    "Refuse what would only fail later"
+    if not isinstance(method, Method): raise ValueError(
+        f'method is an object, such as HAM() or make_method("ties"), got {method!r}.')
+    if tasks > 1 and method.one_task: raise ValueError(
+        f'The method {method.name!r} learns all classes in 1 task, got a stream of {tasks}.')
+    if test_every < 1: raise ValueError(f'test_every must be at least 1, got {test_every}.')
+    if drift_views < 0: raise ValueError(f'drift_views must be at least 0, got {drift_views}.')
 
 # %% ../nbs/24_run.ipynb #93d81b58
 @delegates(Run)
@@ -126,19 +140,6 @@ def new_run(
     return run
 
 new_run.__delwrap__ = Run  # for `docments`: its comments are those of the fields
-
-# %% ../nbs/24_run.ipynb #d5281d4d
-@patch
-def config(self: Run) -> dict:
-    "The settings that make a run what it is"
-    s, (first, *extra), (one, *_) = self.stream, self.heads, self.layers.values()
-    found = dict(method=self.method.name, method_settings=self.method.settings, head=first,
-                 extra_heads=extra, rank=one.rank, dataset=s.name, tasks=len(s), class_seed=s.seed,
-                 blocks=sorted({int(path.split('.')[1]) for path in self.layers}),
-                 limit_per_class=s.limit_per_class, flip=s.flip, image_shape=list(s.shape),
-                 preprocess=asdict(self.pre), train=asdict(self.train), seed=self.seed,
-                 precision=self.precision, test_every=self.test_every, drift_views=self.drift_views)
-    return json.loads(json.dumps(found))  # as it will be read back, tuples as lists
 
 # %% ../nbs/24_run.ipynb #832d984e
 @patch
@@ -169,16 +170,16 @@ def _learn(self: Run, images, task) -> tuple: # The merge report, and what train
     follow = task and self.method.trains and any(h.follows_drift for h in heads)
     # before `begin_task`, which may take out of the layers what the last task left there
     before = torch.cat([self.features(images), *self.far_features(images)]) if follow else None
-    few = images[::math.ceil(len(images) / 64)]
-    with torch.compiler.set_stance('force_eager'): still = self.features(few)
+    @torch.compiler.set_stance('force_eager')
+    def look(): return self.features(images[::math.ceil(len(images) / 64)])
+    still = look() if self.method.trains else None
     def features(): return extract(self.model, self.pre, probe, precision=self.precision)
     self.method.begin_task(self.layers, task, self.seed, features, labels.stop)
     # all share the rows of the first
     for h in heads: h.begin_task(len(labels), self.device); h.rows = self.head.rows
     trained = self._train(images, task)
     report = self.method.end_task(self.layers, task, features)
-    with torch.compiler.set_stance('force_eager'): moved = self.features(few)
-    if self.method.trains: report['feature_shift'] = feature_shift(still, moved)
+    if self.method.trains: report['feature_shift'] = feature_shift(still, look())
     self._teach_heads(images, before)
     return report, trained
 
@@ -200,6 +201,28 @@ def _teach_heads(self: Run, images, before):
     z = None if all(h.uses_rows for h in heads) else self.features(images)
     drift = None if before is None else (before, torch.cat([z, *self.far_features(images)]))
     for h in heads: h.end_task(z, images.y, drift if h.follows_drift else None)
+
+# %% ../nbs/24_run.ipynb #ce82a89f
+@patch
+def tested_after(self: Run,
+    task: int, # From 0
+) -> bool:
+    "Is the model tested after this task?"
+    return (task + 1) % self.test_every == 0 or task + 1 == len(self.stream)
+
+@patch
+def _record(self: Run, report, trained, rows, seconds, testing):
+    "Write a task on the card"
+    c, extra = self.card, self.card['extra_heads']
+    new = dict(merge_reports=report, training=trained, seconds_per_task=round(seconds, 3),
+               seconds_testing=round(testing, 3))
+    for name, value in new.items(): c[name].append(value)
+    blocks = blocks_of_tasks(self.tasks_done, self.test_every)
+    sizes = [sum(c['test_sizes'][t] for t in block) for block in blocks]
+    for name, row in rows.items():
+        found = c if name == self.head_name else extra.setdefault(name, dict(accuracy_matrix=[]))
+        found['accuracy_matrix'].append(row)
+        found['metrics'] = all_metrics(found['accuracy_matrix'], sizes)
 
 # %% ../nbs/24_run.ipynb #eae3d9cd
 @patch
@@ -248,28 +271,6 @@ def _all_or_nothing(self: Run):
         self.load_state(self.boundary)
         set_random_state(*generators)
         raise
-
-# %% ../nbs/24_run.ipynb #ce82a89f
-@patch
-def tested_after(self: Run,
-    task: int, # From 0
-) -> bool:
-    "Is the model tested after this task?"
-    return (task + 1) % self.test_every == 0 or task + 1 == len(self.stream)
-
-@patch
-def _record(self: Run, report, trained, rows, seconds, testing):
-    "Write a task on the card"
-    c, extra = self.card, self.card['extra_heads']
-    new = dict(merge_reports=report, training=trained, seconds_per_task=round(seconds, 3),
-               seconds_testing=round(testing, 3))
-    for name, value in new.items(): c[name].append(value)
-    blocks = blocks_of_tasks(self.tasks_done, self.test_every)
-    sizes = [sum(c['test_sizes'][t] for t in block) for block in blocks]
-    for name, row in rows.items():
-        found = c if name == self.head_name else extra.setdefault(name, dict(accuracy_matrix=[]))
-        found['accuracy_matrix'].append(row)
-        found['metrics'] = all_metrics(found['accuracy_matrix'], sizes)
 
 # %% ../nbs/24_run.ipynb #4676f210
 @patch

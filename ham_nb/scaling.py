@@ -37,9 +37,9 @@ def importances(
     layers: dict, # Module path -> LoRALinear
 ) -> list: # (M + 1): of each group, then of the current adapter
     "The scalars as they are, averaged over layers where every layer has its own"
-    alpha = torch.stack([l.importance for l in layers.values()]).mean(0).tolist()
+    found = torch.stack([l.importance for l in layers.values()]).mean(0).tolist()
     groups = next(iter(layers.values())).ranks
-    return alpha[:len(groups)] + alpha[-1:]
+    return found[:len(groups)] + found[-1:]
 
 # %% ../nbs/11_scaling.ipynb #b0057a11
 def start_importance(

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Check the source of the docs site without Quarto.
 
-Sidebar, links, images, sizes of notebooks, stored errors, nbdev's processing.
+Sidebar, links and their headings, images, sizes of notebooks, stored errors, nbdev's processing.
 """
 import json
 import re
@@ -54,11 +54,29 @@ def _targets(cell):
     found = (a or b for a, b in _link.findall(text))
     return [t for t in found if not re.match(r'\w+:|#|/', t)]
 
+def anchors(path):
+    "What a link can name after `#` on a page: headings, as Quarto spells them, and own anchors"
+    found = set()
+    for text in (''.join(c['source']) for c in cells(path) if c['cell_type'] == 'markdown'):
+        found |= {*re.findall(r'<a id="([^"]+)"', text), *re.findall(r'\{#([\w-]+)', text)}
+        for h in re.findall(r'^#{1,6} +(.*?)[ #]*$', text, re.M):
+            slug = re.sub(r'[^\w\s.-]', '', h.lower()).strip()
+            found.add(re.sub(r'^[^a-z]+', '', re.sub(r'\s', '-', slug)))
+    return found
+
 def link_errors():
+    known = {}
     for f in notebooks():
         for target in (t for c in cells(f) if c['cell_type'] == 'markdown' for t in _targets(c)):
             if not _exists(f, target):
                 yield f'{f.relative_to(root)}: no file behind the link {target}'
+                continue
+            name, _, anchor = target.partition('#')
+            if not anchor or not name.endswith('.ipynb'): continue
+            page = (f.parent/name).resolve()
+            if page not in known: known[page] = anchors(page)
+            if anchor not in known[page]:
+                yield f'{f.relative_to(root)}: no heading behind the link {target}'
 
 def notebook_errors():
     for f in notebooks():

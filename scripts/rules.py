@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """The house rules that can be counted, for notebooks and Python files.
 
-    python scripts/rules.py                  # strict findings, and how many each telling rule has
-    python scripts/rules.py --report         # list the telling ones too
-    python scripts/rules.py --all            # and let them fail
+    python scripts/rules.py                  # every finding, and exit code 1 if there is one
     python scripts/rules.py nbs/05_*.ipynb   # only these notebooks
 
 An exported cell has `#| export`, `#| exports` or `#| exporti`; a hidden one has `#| hide`.
@@ -14,7 +12,7 @@ Public is a name without a leading underscore, at the top of an exported cell or
 a method patched onto a class belongs to it. An override is a method with a name that a base
 class of this package has too, which documents it.
 
-Strict rules, a finding is an error:
+How code is cut:
   syntax      a code cell parses, magics and shell lines aside
   module      at most 250 lines of code in the exported cells of a notebook
   cell        at most 25 lines of code in an exported cell, imports aside
@@ -27,9 +25,10 @@ Strict rules, a finding is an error:
               and `__call__`
   docstring   every public function, class and method has one; not overrides and dunders
 
-Telling rules, counted and listed but no error:
+How it is told:
   values      at most 60 exported lines of code, imports aside, in a row without a cell that shows
-              a value: neither exported nor hidden, with an output
+              a value of the code above: neither exported nor hidden, with an output, and with a
+              name that an exported cell defines, or one that was made with such a name
   sentence    at most 35 words; a code span, a formula or a link is one word, a list item, a
               paragraph and `.`, `?`, `!` end it, a semicolon and a colon do not
   heading     none twice in a notebook
@@ -210,7 +209,7 @@ def imported(n, pkg):
     known = pkg.names | {m: m for m in pkg.modules}
     return [known[a.name] for a in n.names if a.name in known]
 
-# -- strict rules: each yields (index of the cell or None, text)
+# -- how code is cut: each rule yields (index of the cell or None, text)
 
 def syntax(nb, pkg):
     for i, c in code(nb):
@@ -276,16 +275,19 @@ def docstring(nb, pkg):
         if is_dunder(n.name) or ast.get_docstring(n): continue
         if not is_override(n, owner, pkg): yield i, f'{qualified(n, owner)} has none'
 
-# -- telling rules
+# -- how it is told
 
 def values(nb, pkg):
-    at, total = None, 0
+    at, total, known = None, 0, set()
     for i, c in [*code(nb), (None, None)]:  # the end of a notebook ends a stretch, as a value does
-        if c is None or (is_open(c) and c.get('outputs')):
+        uses = c and is_open(c) and mentions(tree(c)) & known
+        if c is None or uses and c.get('outputs'):
             if total > VALUES: yield at, f'{total} exported lines show no value (at most {VALUES})'
             at, total = None, 0
         elif is_exported(c) and not only_imports(c):
             at, total = i if at is None else at, total + len(lines_of_code(c))
+            known |= binds(tree(c)) - imports(tree(c))
+        if uses: known |= binds(tree(c))
 
 _abbreviated = re.compile(r'\b(e\.g|i\.e|cf|vs|al|resp|approx|Fig|Eq|Sec|Tab|No)\.(?=\s)')
 
@@ -349,6 +351,12 @@ def binds(t):
         return n.id if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load) else None
     return imports(t) | {names(n) for n in ast.walk(t)}
 
+def mentions(t):
+    "Names and attributes that a syntax tree reads"
+    found = [n for n in ast.walk(t) if isinstance(n, (ast.Name, ast.Attribute))]
+    return {n.attr if isinstance(n, ast.Attribute) else n.id for n in found
+            if isinstance(n.ctx, ast.Load)}
+
 def visible(nb, pkg):
     if number(nb) is None: return
     hidden = {n for _, c in code(nb) if is_hidden(c) for n in imports(tree(c))}
@@ -370,16 +378,16 @@ def assertions(nb, pkg):
 
 # -- all of them
 
-STRICT = {f.__name__: f for f in (syntax, module, cell, line, star, parameter, docstring)}
-STRICT |= {'import': upward}
-TELLING = {f.__name__: f for f in (values, sentence, heading, figure, visible, assertions)}
+RULES = {f.__name__: f for f in (syntax, module, cell, line, star, parameter, docstring,
+                                 values, sentence, heading, figure, visible, assertions)}
+RULES |= {'import': upward}
 
 def name_of(path): return path.relative_to(root).as_posix() if root in path.parents else str(path)
 
-def check(nb, pkg, rules):
-    "The findings of these rules in a notebook, in the order of its cells"
+def check(nb, pkg):
+    "The findings in a notebook, in the order of its cells"
     file = name_of(nb)
-    active = {rule: f for rule, f in rules.items() if (file, rule) not in EXCEPTIONS}
+    active = {rule: f for rule, f in RULES.items() if (file, rule) not in EXCEPTIONS}
     found = [(i, rule, text) for rule, f in active.items() for i, text in f(nb, pkg)]
     found.sort(key=lambda o: -1 if o[0] is None else o[0])
     return [Finding(file, '' if i is None else f'[{i}]', *rest) for i, *rest in found]
@@ -392,23 +400,19 @@ def check_files():
         for k, text in long_lines(path.read_text(encoding='utf-8')):
             yield Finding(name_of(path), f':{k}', 'line', text)
 
-def findings(rules, paths=()):
-    "All findings of these rules in these notebooks, or in all and the Python files"
+def findings(paths=()):
+    "All findings in these notebooks, or in all and the Python files"
     pkg, nbs = package(), [Path(p).resolve() for p in paths] or notebooks()
-    found = [f for nb in nbs for f in check(nb, pkg, rules)]
-    return found + [*check_files()] if 'line' in rules and not paths else found
+    found = [f for nb in nbs for f in check(nb, pkg)]
+    return found if paths else found + [*check_files()]
 
 def main(argv=None):
-    "Print the findings; 1 if one of them is an error"
+    "Print the findings; 1 if there is one"
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('notebooks', nargs='*')
-    parser.add_argument('--all', action='store_true', help='telling rules are errors too')
-    parser.add_argument('--report', action='store_true', help='list what telling rules find')
-    args = parser.parse_args(argv)
-    strict, telling = (findings(rules, args.notebooks) for rules in (STRICT, TELLING))
-    for f in strict + telling * (args.all or args.report): print(f)
-    counts = Counter(f.rule for f in telling)
-    for rule in TELLING: print(f'{rule}: {counts[rule]}')
-    return int(bool(strict or args.all and telling))
+    found = findings(parser.parse_args(argv).notebooks)
+    for f in found: print(f)
+    print(f'{len(found)} findings, {len(EXCEPTIONS)} exceptions')
+    return int(bool(found))
 
 if __name__ == '__main__': sys.exit(main())

@@ -3,7 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from ham_nb.adapters import adapt, baked, find_targets, read_adapter, set_groups, start_adapters
+from ham_nb.adapters import (adapt, baked, find_targets, read_adapter, read_groups, set_groups,
+                             start_adapters)
+from ham_nb.lora import LoRALinear
 
 @pytest.mark.parametrize('targets, blocks, message', [
     ('qkv', None, "Unknown target 'qkv', this backbone has attn.qkv, attn.proj"),
@@ -50,3 +52,23 @@ def test_an_error_on_the_way_in_leaves_the_model_as_it_was(vit):
     with pytest.raises(ValueError, match='layers are baked already'), baked(layers):
         with baked(layers, adapter): pass
     assert torch.equal(vit(x), before) and not any(l.baked for l in layers.values())
+
+def test_groups_are_read_as_they_were_given(vit):
+    layers = adapt(vit, rank=2)
+    for l in layers.values(): nn.init.normal_(l.B)
+    given = [read_adapter(layers)] * 2
+    set_groups(layers, given, max_rank=10)
+    for group, own in zip(read_groups(layers), given, strict=True):
+        for path in layers:
+            assert torch.equal(group[path].A, own[path].A)
+            assert torch.equal(group[path].B, own[path].B)
+    set_groups(layers, [])
+    assert read_groups(layers) == []
+
+def test_a_scalar_is_not_rounded_in_mixed_precision():
+    layer, x = LoRALinear(nn.Linear(64, 192), rank=4), torch.randn(5, 64)
+    nn.init.normal_(layer.B)
+    def out(scalar):
+        layer.importance.data.fill_(scalar)
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): return layer(x)
+    assert torch.tensor(1.0035).bfloat16() == 1 and not torch.equal(out(1.), out(1.0035))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ham_nb.lowrank import LowRank, compress, concat, inner, truncate
+from ham_nb.lowrank import LowRank, compress, concat, inner, stack, truncate
 
 def orthogonal(S):
     "Singular values `S` between random orthogonal vectors, in float32"
@@ -29,6 +29,16 @@ def test_a_batch_keeps_as_many_ranks_as_its_hardest_layer():
     easy, hard = orthogonal([1., .01, .01, .01]), orthogonal([1., 1., 1., .01])
     both = LowRank(torch.stack([easy.A, hard.A]), torch.stack([easy.B, hard.B]))
     assert [compress(q, energy=.99)[0].rank for q in (easy, hard, both)] == [1, 3, 3]
+
+def test_layers_of_one_shape_and_rank_are_stacked():
+    p, q = orthogonal([1., .5]), orthogonal([1., .2])
+    alike, other = stack({'fc1': p, 'fc2': LowRank(p.B.mT, p.A.mT), 'qkv': q})
+    assert (alike[0], other[0]) == (['fc1', 'qkv'], ['fc2'])
+    assert torch.equal(alike[1].A[1], q.A) and torch.equal(other[1].B[0], p.A.mT)
+
+def test_all_of_a_sum_with_itself_needs_no_more_ranks():
+    p = LowRank(torch.randn(5, 40).double(), torch.randn(60, 5).double())
+    assert compress(concat([p, p]), energy=1.)[0].rank == 5
 
 @pytest.mark.parametrize('settings, message', [
     ({}, 'Give a rank or an energy, got rank=None and energy=None'),

@@ -116,9 +116,11 @@ def test_the_plan_counts_what_training_counts(tmp_path, capsys):
 def test_the_demo_is_what_the_readme_says():
     demo = parse(['--preset', 'demo'])
     data, model = (demo['dataset'], demo['tasks']), (demo['backbone'], demo['head'])
-    assert data == ('digits', 5) and model == (NANO, 'prototype-fixed')
+    assert data == ('digits', 5) and model == (NANO, 'discriminant,linear,ridge')
     assert demo['out'] == 'runs/demo'
-    assert demo['method'].split(',') == ['frozen', 'sequential', 'ham', 'frozen+ridge']
+    assert demo['method'].split(',') == ['frozen', 'sequential', 'ham']
+    chosen = {k: v for k, v in demo.items() if v != SETTINGS[k].default}  # and all else as it comes
+    assert chosen.keys() == {'preset', 'method', 'head', 'seed', 'out'}
 
 @pytest.mark.parametrize('method', METHODS)
 def test_every_method_can_be_planned(method, capsys):

@@ -95,7 +95,7 @@ def test_readme_sees_another_repository(monkeypatch):
 # -- notebooks
 
 def test_house_rules():
-    assert [*map(str, rules.findings(rules.STRICT))] == [], 'see scripts/rules.py'
+    assert [*map(str, rules.findings())] == [], 'see scripts/rules.py'
 
 def test_docs_source():
     assert docs_check.errors() == []

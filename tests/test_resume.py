@@ -1,11 +1,11 @@
 "A run that is killed, stopped or out of disk space goes on as if nothing had happened"
 import errno
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import ham_nb
 from ham_nb.cli import train_command
 from ham_nb.checkpoint import checkpoints
 from ham_nb.card import read_log
@@ -25,16 +24,29 @@ from ham_nb.ham import HAM
 from ham_nb.train import Loop, OutOfMemory, TrainConfig
 from ham_nb.callbacks import Stopped
 
-FOUR = ('--dataset toy --tasks 4 --set natural_order=true --epochs 4 --bs 8 --set save_every=1 '
-        '--device cpu').split()
+FOUR = ('--dataset toy --tasks 4 --limit-per-class 24 --set natural_order=true --epochs 4 --bs 8 '
+        '--set save_every=1 --device cpu').split()
 # of all that a card holds, what two runs cannot share
 TIMES = 'seconds_per_task', 'seconds_testing'
 
-def start(*args, cwd, **kwargs):
-    code = 'import sys; from ham_nb.cli import train_command; sys.exit(train_command())'
-    env = {**os.environ, 'PYTHONPATH': str(Path(ham_nb.__file__).parents[1])}
-    return subprocess.Popen([sys.executable, '-c', code, *args], cwd=cwd, env=env, text=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **kwargs)
+# Every start is a process of its own, forked from one that has imported torch and timm already.
+nursery = multiprocessing.get_context('forkserver')
+nursery.set_forkserver_preload(['ham_nb.cli'])
+
+def run_command(args, cwd):
+    os.chdir(cwd)
+    for fd, path in ((1, os.devnull), (2, 'stderr.txt')):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    sys.exit(train_command([*args]))
+
+def start(*args, cwd):
+    p = nursery.Process(target=run_command, args=(args, cwd))
+    p.start()
+    return p
+
+def ended(p, cwd): # Exit code and what it complained of
+    p.join(60)
+    return p.exitcode, (cwd/'stderr.txt').read_text()
 
 def without(d, names): return {k: v for k, v in d.items() if k not in names}
 def card(out): return without(json.loads((Path(out)/'results.json').read_text()), TIMES)
@@ -61,12 +73,12 @@ def test_kills_at_random_moments_change_nothing(number, unbroken, tmp_path):
         p = start(*FOUR, '--out', 'run', *resumed(), cwd=tmp_path)
         seen, until = position(), time.monotonic() + 60
         # so that every start gets somewhere
-        while p.poll() is None and position() == seen and time.monotonic() < until: time.sleep(.01)
+        while p.is_alive() and position() == seen and time.monotonic() < until: time.sleep(.01)
         time.sleep(rng.uniform(0, .4))
         p.kill()
-        err = p.communicate()[1]
-        assert p.returncode in (-signal.SIGKILL, 0), err
-        if p.returncode == 0:  # it was over sooner: the same once more
+        code, err = ended(p, tmp_path)
+        assert code in (-signal.SIGKILL, 0), err
+        if code == 0:  # it was over sooner: the same once more
             assert_same_run(out, unbroken)
             shutil.rmtree(out)
         else: kills += 1
@@ -78,9 +90,9 @@ def test_a_signal_ends_the_run_after_a_step(number, unbroken, tmp_path):
     p, out = start(*FOUR, '--out', 'run', cwd=tmp_path), tmp_path/'run'
     until = time.monotonic() + 60
     while not read_log(out) and time.monotonic() < until: time.sleep(.02)
-    p.send_signal(number)
-    err = p.communicate(timeout=60)[1]
-    assert p.returncode == 130 and 'Traceback' not in err, err
+    os.kill(p.pid, number)
+    code, err = ended(p, tmp_path)
+    assert code == 130 and 'Traceback' not in err, err
     assert '--resume' in err.splitlines()[-1] and "'run'" in err, err
     states = {p.name for p in checkpoints(out)}
     assert states and not set(os.listdir(out)) - states - {'log.jsonl', 'results.json'}
@@ -124,8 +136,8 @@ def learn_toy(name, out, **more):
     return out
 
 @pytest.mark.parametrize('name, steps', [
-    ('views', 1), ('views', 5), ('fp16', 5), ('accumulate', 4), ('accumulate', 8),
-    ('linear head', 15)])
+    ('views', 1), ('views', 5), ('accumulate', 4), ('accumulate', 8), ('linear head', 15),
+    pytest.param('fp16', 5, marks=pytest.mark.trial)])
 def test_stopped_after_any_step(name, steps, whole, tmp_path, monkeypatch):
     whole = whole(name)
     with monkeypatch.context() as m:
@@ -137,7 +149,7 @@ def test_stopped_after_any_step(name, steps, whole, tmp_path, monkeypatch):
 
 def test_the_last_two_checkpoints_are_kept(unbroken):
     kept = [p.name for p in checkpoints(unbroken)]
-    assert kept == ['state-003-000072.safetensors', 'state-004.safetensors']
+    assert kept == ['state-003-000036.safetensors', 'state-004.safetensors']
 
 def test_a_full_disk_leaves_the_last_good_state(unbroken, tmp_path, monkeypatch, capsys):
     sync, calls = os.fsync, []

@@ -1,6 +1,7 @@
 "A run over a stream: the same every time, also after an interruption"
 import json
 import re
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.testing import assert_close
 
 from ham_nb import checkpoint, run as running
+from ham_nb.adapters import trainable
 from ham_nb.backbone import extract, load_backbone, nano_vit
 from ham_nb.baselines import FirstTask, Frozen, InfLoRA, MergedAfter, OLoRA, SDLoRA, Sequential
+from ham_nb.callbacks import Log, step_memory
 from ham_nb.card import Track, read_card, read_log
 from ham_nb.controls import (METHODS, Anchored, ByFeatures, FixedImportance, KMerge,
                              LayerImportance, RandomGroups, make_method)
@@ -26,7 +29,7 @@ from ham_nb.train import Callback, Diverged, Loop, TrainConfig
 QUICK = dict(train=TrainConfig(epochs=1, bs=8), device='cpu', seed=3)
 
 @pytest.fixture(scope='module')
-def stream(): return TaskStream.named('toy', tasks=4, seed=0, limit_per_class=8)
+def stream(): return TaskStream(*toy(per_class=8), tasks=4, seed=0)
 
 runs = { # method, head, and settings of the run
     'ham': (HAM, dict(), 'discriminant', dict()),
@@ -61,11 +64,16 @@ def assert_same(run, other):
     assert a.keys() == b.keys()
     for k in a: assert torch.equal(a[k], b[k]), k
 
+@pytest.fixture(scope='module')
+def straight(stream):
+    "A run from its first task to its last, made once"
+    return cache(lambda name: make(name, stream))
+
 # -- the same every time
 
 @each_run
-def test_the_same_seed_gives_the_same_run(name, stream):
-    one = make(name, stream)
+def test_the_same_seed_gives_the_same_run(name, stream, straight):
+    one = straight(name)
     torch.manual_seed(99)  # whatever else happened in the process
     assert_same(one, make(name, stream))
 
@@ -77,13 +85,13 @@ def test_another_seed_gives_another_run(stream):
 # -- interruptions
 
 @each_run
-def test_two_tasks_and_two_more_after_resuming_equal_four(name, stream, tmp_path):
+def test_two_tasks_and_two_more_after_resuming_equal_four(name, stream, straight, tmp_path):
     first = make(name, stream, begin, out=tmp_path)
     for _ in range(2): first.learn_task()
     resumed = make(name, stream, out=tmp_path, resume=True)
     assert resumed.tasks_done == 4
     if name.startswith('ham'): assert sum(map(len, resumed.method.members)) == 4
-    assert_same(make(name, stream), resumed)
+    assert_same(straight(name), resumed)
 
 def interrupted_after(steps):
     class Interrupted(HAM):
@@ -117,7 +125,7 @@ def test_resuming_a_run_that_was_stopped_while_saving(stream, tmp_path, monkeypa
 def test_resuming_refuses_another_stream_or_setting(stream, tmp_path):
     make('ham', stream, begin, out=tmp_path).learn_task()
     before = (tmp_path/'results.json').read_bytes()
-    other = TaskStream.named('toy', tasks=4, seed=1, limit_per_class=8)
+    other = TaskStream(*toy(per_class=8), tasks=4, seed=1)
     def refused(why, name='ham', stream=stream, **more):
         with pytest.raises(ValueError, match=why):
             make(name, stream, out=tmp_path, resume=True, **more)
@@ -159,11 +167,12 @@ class Draws(HAM):
 runs_that_draw = {**runs, 'ham, other generators': (Draws, dict(), 'ridge', dict())}
 
 @pytest.mark.parametrize('name', runs_that_draw)
-def test_a_task_that_was_interrupted_can_be_learnt_again(name, stream, tmp_path, monkeypatch):
+def test_a_task_that_was_interrupted_can_be_learnt_again(name, stream, straight, tmp_path,
+                                                         monkeypatch):
     """While training, while testing (when method and heads have taken the task in), while the
     card is filled and while it is saved"""
     monkeypatch.setitem(runs, name, runs_that_draw[name])
-    straight = make(name, stream)
+    whole = straight(name)
     run = make(name, stream, begin, out=tmp_path)
     def interrupted(*args, **kwargs): raise KeyboardInterrupt
     def broken_by(where, what):
@@ -176,10 +185,10 @@ def test_a_task_that_was_interrupted_can_be_learnt_again(name, stream, tmp_path,
     broken_by(checkpoint, 'write_whole')
     if run.method.trains: broken_by(Loop, 'last_loss')
     while run.tasks_done < len(stream): run.learn_task()
-    assert_same(run, straight)
+    assert_same(run, whole)
     places = [(l['task'], l['step']) for l in read_log(tmp_path)]
     assert places == sorted(set(places))
-    assert read_card(tmp_path)['accuracy_matrix'] == straight.card['accuracy_matrix']
+    assert read_card(tmp_path)['accuracy_matrix'] == whole.card['accuracy_matrix']
 
 # -- several heads, tests now and then
 
@@ -340,6 +349,21 @@ def test_a_method_is_checked_before_anything_is_loaded(stream):
     with pytest.raises(ValueError, match="method is an object.*'ham'"):
         begin(stream, method='ham', backbone='nothing.is_loaded')
 
+def test_a_log_has_a_line_every_few_steps_and_for_the_last(stream):
+    lines = []
+    run = begin(stream, callbacks=[Log(lines.append, every=2)], **QUICK)
+    run.learn_task()
+    steps = run.card['training'][0]['steps']
+    assert [l['step'] for l in lines] == [*range(2, steps, 2), steps]
+
+def test_the_memory_of_a_step_grows_with_its_images(stream):
+    run = begin(stream, **QUICK)
+    params = trainable(run.layers)
+    small, large = (step_memory(run.model, params, run.pre.size, n, 'fp32') for n in (32, 64))
+    assert small['weights'] == large['weights'] and small['optimizer'] == large['optimizer']
+    assert small['activations'] < large['activations'] < 2 * small['activations']
+    assert large['total'] == sum(v for k, v in large.items() if k != 'total')
+
 def test_reports_say_how_far_features_moved(stream):
     trained, still = (make(name, stream).card['merge_reports'] for name in ('sequential', 'frozen'))
     assert all(r['feature_shift'] > 0 for r in trained)
@@ -354,7 +378,7 @@ def test_nothing_asks_what_a_method_can_do():
 
 # -- with the bundled weights
 
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', range(3))
 def test_grouping_with_a_shared_start_finds_the_planted_pairs(seed):
     stream, train = TaskStream(*toy(seed=seed), tasks=6), TrainConfig(epochs=3, lr=3e-3)
     run = learn(stream, method=HAM(tau=.25), train=train, device='cpu', seed=seed)

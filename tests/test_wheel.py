@@ -1,6 +1,7 @@
 "The wheel, installed beside nothing but its requirements, used from an empty folder"
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -99,10 +100,10 @@ print(ham_nb.__version__, ham_nb.__file__)
     assert version == cfg['version'] and Path(file).is_relative_to(installed)
 
 def test_train_and_report_from_an_empty_folder(installed, tmp_path):
-    tiny = '--dataset digits --tasks 5 --limit-per-class 8 --epochs 1 --device cpu --out runs/first'
+    tiny = '--dataset digits --tasks 2 --limit-per-class 8 --epochs 1 --device cpu --out runs/first'
     isolated(command, str(installed), 'ham-train', *tiny.split(), cwd=tmp_path)
     card = json.loads((tmp_path/'runs'/'first'/'results.json').read_text())
-    assert len(card['accuracy_matrix']) == 5 and card['versions']['ham_nb'] == cfg['version']
+    assert len(card['accuracy_matrix']) == 2 and card['versions']['ham_nb'] == cfg['version']
     told = isolated(command, str(installed), 'ham-report', 'runs/first', cwd=tmp_path)
-    assert '| runs/first | ham |' in told
+    assert re.search(r'\| runs/first +\| ham +\|', told)
     assert {p.name for p in tmp_path.iterdir()} == {'runs'}
