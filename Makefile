@@ -36,7 +36,7 @@ demo: $(PACKAGE)  ## learn five tasks on real images, in about a minute; results
 dev: $(DEV)  ## install the package and the tools to work on it
 
 # One thread per worker: two notebooks with full thread pools on two cores slow each other down.
-test: $(DEV)  ## at most 8 minutes on two idle cores: every notebook, every test but trials (FLAGS=cuda adds the cells so marked)
+test: $(DEV)  ## about 9 minutes on two idle cores (8 is the limit to reach): every notebook, every test but trials (FLAGS=cuda adds the cells so marked)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --timing --flags "$(FLAGS)"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 

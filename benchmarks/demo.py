@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 
-from ham_nb.card import read_card
+from ham_nb.card import by_head, read_card
 from ham_nb.cli import train_command
 from ham_nb.plots import STYLE, plot_curves
 
@@ -26,7 +26,7 @@ def rows(out: Path) -> list: # One for each method, head and seed
     found = []
     for folder in sorted(p.parent for p in out.rglob('results.json')):
         c = read_card(folder)
-        for head, of in {c['config']['head']: c, **c['extra_heads']}.items():
+        for head, of in by_head(c).items():
             found.append(dict(method=c['method'], head=head, seed=c['config']['seed'],
                               metrics=of['metrics'], accuracy_matrix=of['accuracy_matrix'],
                               seconds=round(sum(c['seconds_per_task']), 1), versions=c['versions']))

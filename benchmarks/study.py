@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ham_nb.card import by_head
 from ham_nb.device import PRECISIONS
 from ham_nb.checkpoint import holds_run
 from ham_nb.learn import begin, stop_on_signal
@@ -95,9 +96,8 @@ def command(name: str, card: dict) -> str:
 def record(name: str, run: Run, minutes: float) -> dict:
     "What is kept of a run"
     c = run.card
-    found = {run.head_name: c, **c['extra_heads']}
     kept = 'metrics', 'accuracy_matrix'
-    heads = {h: {k: rounded(f[k]) for k in kept} for h, f in found.items()}
+    heads = {h: {k: rounded(f[k]) for k in kept} for h, f in by_head(c).items()}
     reports = [{k: rounded(r[k]) for k in REPORTED if k in r} for r in c['merge_reports']]
     return dict(schema=SCHEMA, name=name, command=command(name, c), commit=commit(),
                 minutes=round(minutes, 1), threads=torch.get_num_threads(), versions=c['versions'],

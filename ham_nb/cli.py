@@ -23,7 +23,7 @@ from .adapters import adapt, baked, trainable
 from .backbone import load_backbone
 from .callbacks import Stopped, step_memory
 from .metrics import tested_blocks
-from .card import read_card, read_log
+from .card import by_head, read_card, read_log
 from .checkpoint import EXPORTED, FIGURES, check_out, holds_run
 from .controls import make_method
 from .datasets import ARCHIVES
@@ -192,7 +192,7 @@ def accuracy_table(
     cards: dict, # Folder -> result card
 ) -> str: # Markdown
     "Final accuracy under each head; average and forgetting under the first one of a run"
-    found = {k: {c['config']['head']: c, **c.get('extra_heads', {})} for k, c in cards.items()}
+    found = {k: by_head(c) for k, c in cards.items()}
     heads, rows = [*dict.fromkeys(head for of in found.values() for head in of)], []
     def percent(c, key): return f'{100 * c["metrics"][key]:.1f}' if c else ''
     for k, c in cards.items():
