@@ -86,7 +86,7 @@ docs: $(DEV)  ## build the docs site in _docs (needs Quarto)
 docs-check: $(DEV)  ## check sidebar, links and pages of the docs, without Quarto
 	$(BIN)/python scripts/docs_check.py
 
-bench: $(DEV)  ## measure speed beside PEFT and the frozen backbone, memory and state over 100 tasks (FLAGS for options); nbs/results/speed.json
+bench: $(DEV)  ## measure speed beside PEFT and the frozen backbone, memory and state over 100 tasks (FLAGS for options); ham_nb/assets/results/speed.json
 	$(BIN)/python -m benchmarks $(FLAGS)
 
 study: $(DEV)  ## run the experiments behind Comparison and Ablations that lack a record (FLAGS="--data-root DIR --jobs 2"; days on two cores)

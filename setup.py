@@ -30,7 +30,8 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     packages=[cfg['lib_name'], f"{cfg['lib_name']}.assets"],
-    package_data={f"{cfg['lib_name']}.assets": ['*']},  # the bundled weights
+    # weights, style of figures, records behind the numbers
+    package_data={f"{cfg['lib_name']}.assets": ['*', 'results/*.json', 'results/study/*.json']},
     install_requires=lines('requirements'),
     extras_require={'dev': lines('dev_requirements')},
     entry_points={

@@ -18,7 +18,7 @@ from ham_nb.device import PRECISIONS, pick_device, pick_precision
 from . import tables
 from .subjects import SIZES, Bench
 
-RECORDS = Path(__file__).parents[1]/'nbs/results'
+RECORDS = Path(__file__).parents[1]/'ham_nb/assets/results'
 
 
 def options(argv: list|None) -> argparse.Namespace:
@@ -31,7 +31,7 @@ def options(argv: list|None) -> argparse.Namespace:
     p.add_argument('--compile', action='store_true', help='compile the blocks with torch.compile')
     p.add_argument('--only', help=f'some of {", ".join(tables.ALL)}, separated by commas')
     p.add_argument('--out', type=Path,
-                   help='file of the record; nbs/results/speed[-variant].json by default')
+                   help='file of the record; ham_nb/assets/results/speed[-variant].json by default')
     return p.parse_args(argv)
 
 

@@ -1,6 +1,6 @@
 """Run the demo with seeds 0, 1, 2, write its record and draw it.
 
-`python -m benchmarks.demo` writes nbs/results/demo.json and nbs/images/demo.png."""
+`python -m benchmarks.demo` writes ham_nb/assets/results/demo.json and nbs/images/demo.png."""
 import json
 import os
 import platform
@@ -14,7 +14,8 @@ from ham_nb.card import by_head, read_card
 from ham_nb.cli import train_command
 from ham_nb.plots import STYLE, plot_curves
 
-NBS = Path(__file__).parents[1]/'nbs'
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT/'ham_nb/assets/results/demo.json'
 SEEDS = 0, 1, 2
 SHOWN = {'HAM, discriminant': ('ham', 'discriminant'),
          'frozen, discriminant': ('frozen', 'discriminant'),
@@ -53,5 +54,5 @@ if __name__ == '__main__':
             assert not train_command(line.split()), line
         record = dict(command='ham-train --preset demo --seed S, for S in 0, 1, 2',
                       cpu=f'{os.cpu_count()} cores, {platform.machine()}', runs=rows(Path(tmp)))
-    (NBS/'results/demo.json').write_text(json.dumps(record, indent=0) + '\n', encoding='utf-8')
-    draw(record, NBS/'images/demo.png')
+    RECORD.write_text(json.dumps(record, indent=0) + '\n', encoding='utf-8')
+    draw(record, ROOT/'nbs/images/demo.png')

@@ -1,7 +1,7 @@
 """The records of the study and of the search, as any version wrote them, in today's words.
 
-`nbs/results/study/NAME.json` is the record of an experiment, a line of `nbs/results/search.json`
-that of a trial; each names its `schema`.
+In `ham_nb/assets/results`, `study/NAME.json` is the record of an experiment, and a line of
+`search.json` that of a trial; each names its `schema`.
 
 Schema 1, the 127 records and 77 rows of version 0.1.0:
 - settings of HAM are 13 (boost, fade, start, similarity, importance, prune, merge, energy, anchor

@@ -1,8 +1,8 @@
 """The search behind the defaults: `python -m benchmarks.search --data-root DIR`.
 
-Each run leaves a row in nbs/results/search.json, see `benchmarks.records`. It is tested on 20
-further training images of each class, in class orders that no reported run uses. Runs that have a
-row are skipped."""
+Each run leaves a row in ham_nb/assets/results/search.json, see `benchmarks.records`. It is tested
+on 20 further training images of each class, in class orders that no reported run uses. Runs that
+have a row are skipped."""
 import argparse
 import json
 import sys
@@ -20,7 +20,7 @@ from .records import SCHEMA, trial_of
 from .study import ROOT, commit, parser, rounded
 
 COMMAND = 'python -m benchmarks.search --data-root DIR --weights FILE'
-RECORD = ROOT/'nbs/results/search.json'
+RECORD = ROOT/'ham_nb/assets/results/search.json'
 # in the unit of the record, see `per_variance`
 ALLOWANCES = 0., .15, .2, .25, .3, .4, .5
 FIGURES = 'final_accuracy', 'average_incremental_accuracy', 'forgetting'

@@ -1,8 +1,8 @@
 """The runs behind the tutorials: `python -m benchmarks.study --data-root DIR`.
 
-Each leaves a record in nbs/results/study/, see `benchmarks.records`. Experiments that have one are
-skipped, and one that was cut short goes on from its last task; to measure again, remove the
-record."""
+Each leaves a record in ham_nb/assets/results/study/, see `benchmarks.records`. Experiments that
+have one are skipped, and one that was cut short goes on from its last task; to measure again,
+remove the record."""
 import argparse
 import json
 import os
@@ -24,7 +24,7 @@ from .experiments import BACKBONE, EXPERIMENTS, Experiment
 from .records import SCHEMA
 
 ROOT = Path(__file__).parents[1]
-RECORDS = ROOT/'nbs/results/study'
+RECORDS = ROOT/'ham_nb/assets/results/study'
 DIGITS = 4  # a test set of 10,000 images in blocks of 1,000 has steps of 1e-3
 REPORTED = ('group', 'opened', 'forced', 'similarities', 'importance', 'group_importances',
             'kept_energy', 'discarded_energy', 'rank_after')
@@ -82,7 +82,7 @@ def commit() -> str|None:
     def git(*args):
         done = subprocess.run(['git', *args], cwd=ROOT, capture_output=True, text=True)
         return done.stdout.strip()
-    changed = git('status', '--porcelain', 'ham_nb', 'benchmarks')
+    changed = git('status', '--porcelain', 'ham_nb', 'benchmarks', ':!ham_nb/assets/results')
     return git('rev-parse', '--short', 'HEAD') + '-dirty' * bool(changed) or None
 
 
