@@ -11,9 +11,11 @@ export PATH := $(BIN):$(PATH)
 META    := settings.ini setup.py pyproject.toml
 PACKAGE := $(VENV)/.package-installed
 DEV     := $(VENV)/.dev-installed
+SITE    := $(VENV)/.site-installed
+NODE    := docs/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test trials dev lint export export-check notebooks readme readme-check links docs docs-check bench study wheel clean
+.PHONY: help demo test trials dev lint export export-check notebooks readme readme-check links docs site site-serve site-test lab-test docs-check bench study wheel release clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +31,14 @@ $(PACKAGE): $(META) | $(VENV)/bin/python
 $(DEV): $(META) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@ $(PACKAGE)
+
+$(SITE): $(META) | $(DEV)
+	$(BIN)/python -m pip install -e '.[dev,site]'
+	@touch $@ $(DEV) $(PACKAGE)
+
+$(NODE): docs/package.json
+	npm install --prefix docs --no-package-lock --no-audit --no-fund
+	@touch $@
 
 demo: $(PACKAGE)  ## learn five tasks on real images, in about a minute; results in runs/demo
 	$(BIN)/ham-train --preset demo --out runs/demo --overwrite $(FLAGS)
@@ -79,9 +89,24 @@ links: $(DEV)  ## carry `repository` of settings.ini to every address in the pro
 	$(BIN)/nbdev-export
 	$(BIN)/python scripts/readme.py
 
-docs: $(DEV)  ## build the docs site in _docs (needs Quarto)
-	@command -v quarto > /dev/null || { echo 'Quarto is not installed: see https://quarto.org/docs/get-started (`make docs-check` works without it)'; exit 1; }
+# Both sites: nbdev asks scripts/api.py how the names of the package stand on a page.
+docs site: export PYTHONPATH := scripts
+docs: $(DEV)  ## build the docs site in _docs as it is deployed (needs Quarto)
+	@command -v quarto > /dev/null || { echo 'Quarto is not installed: see https://quarto.org/docs/get-started (`make site` works without it)'; exit 1; }
 	$(BIN)/nbdev-docs
+
+site: $(SITE) $(NODE)  ## build the docs site in build/site without Quarto; a warning is an error
+	$(BIN)/python scripts/bridge.py build/pages
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env -j 2 -c docs build/pages build/site
+
+site-serve: site  ## the same, on http://localhost:8000
+	$(BIN)/python -m http.server 8000 --bind localhost --directory build/site
+
+site-test: $(NODE)  ## read every page that `make site` built in Chromium, wide and narrow, light and dark (FLAGS="--sample 5")
+	node docs/site_test.mjs build/site $(FLAGS)
+
+lab-test: $(DEV) $(NODE)  ## open the quickstart in JupyterLab in Chromium, and run it
+	JUPYTER=$(BIN)/jupyter node docs/lab_test.mjs nbs/tutorials/quickstart.ipynb
 
 docs-check: $(DEV)  ## check sidebar, links and pages of the docs, without Quarto
 	$(BIN)/python scripts/docs_check.py
@@ -94,6 +119,9 @@ study: $(DEV)  ## run the experiments behind Comparison and Ablations that lack 
 
 wheel: $(DEV)  ## build the wheel in dist/
 	$(BIN)/python -m build --wheel
+
+release: $(DEV)  ## check that the last commit can be released, and change nothing (FLAGS=--full installs all requirements anew, 3 GB twice)
+	$(BIN)/python scripts/release.py $(FLAGS)
 
 clean:  ## remove builds and caches (not .venv, not runs/)
 	rm -rf build dist *.egg-info _docs _proc .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,6 @@
-"""A frozen vision transformer learns task after task. Each task trains a low-rank adapter (LoRA) with an importance scalar. Adapters that are alike are grouped as they arrive, into at most `g_max` groups. Each is scaled, pruned and merged into its group, and at the end all are baked into one plain timm model. This is HAM, *Hierarchical Adapters Merging* ([arXiv 2509.13211](https://arxiv.org/abs/2509.13211)), for any timm ViT and for your own images."""
+"""A model that learns new classes forgets the old ones. Old images that are kept, or an adapter for every task, cost more with each task.
+
+HAM goes on learning at a fixed cost. A frozen vision transformer learns task after task, and each task trains a low-rank adapter (LoRA) with an importance scalar. Adapters that are alike are merged into at most `g_max` groups, and at the end all of them are baked into one plain timm model. It keeps no old image and needs no task label. This is *Hierarchical Adapters Merging* ([arXiv 2509.13211](https://arxiv.org/abs/2509.13211)), for any timm ViT and for your own images."""
 
 __version__ = "0.1.0"
 

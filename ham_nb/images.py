@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 # %% ../nbs/01_images.ipynb #7ae0b800
@@ -49,6 +48,7 @@ def show_images(
     cols = min(cols, len(x))
     side = min(7.2 / cols, .9)
     size = cols * side, rows * (side + (.2 if titles else 0))
+    plt.draw_if_interactive()  # loads the backend, which the style would undo again
     with plt.style.context('ham_nb.assets.figures'):
         _, axs = plt.subplots(rows, cols, squeeze=False, figsize=size)
         for ax in axs.flat: ax.axis('off')
@@ -91,6 +91,7 @@ def split(
 # %% ../nbs/01_images.ipynb #54a824e1
 def digits() -> tuple[Images, Images]: # Train (1438, 1, 8, 8) and test (359, 1, 8, 8)
     "Handwritten digits from scikit-learn, 10 classes"
+    from sklearn.datasets import load_digits  # two seconds, which only this function needs
     x, y = load_digits(return_X_y=True)
     x = torch.from_numpy(x / 16 * 255).round().to(torch.uint8).view(-1, 1, 8, 8)
     return split(Images(x, torch.from_numpy(y), [str(i) for i in range(10)], flip=False))

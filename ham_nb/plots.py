@@ -23,6 +23,7 @@ def styled(
     "The same function, in the house style whatever is set outside"
     @wraps(draw)
     def inner(*args, **kwargs):
+        plt.draw_if_interactive()  # loads the backend, which the style would undo again
         with plt.style.context(STYLE): return draw(*args, **kwargs)
     return inner
 

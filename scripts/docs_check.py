@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Check the source of the docs site without Quarto.
 
-Sidebar, links and their headings, images, sizes of notebooks, stored errors, nbdev's processing.
+Sidebar, links and their headings, images, sizes of notebooks, stored errors, cells for Colab.
 """
 import json
 import re
@@ -9,7 +9,7 @@ import sys
 
 import yaml
 
-from links import root
+from links import addresses, root, settings
 
 nbs = root/'nbs'
 limit = 300_000  # bytes of one notebook with its outputs
@@ -54,14 +54,18 @@ def _targets(cell):
     found = (a or b for a, b in _link.findall(text))
     return [t for t in found if not re.match(r'\w+:|#|/', t)]
 
+def slug(heading):
+    "The anchor of a heading, as Quarto spells it"
+    plain = re.sub(r'[^\w\s.-]', '', heading.lower()).strip()
+    return re.sub(r'^[^a-z]+', '', re.sub(r'\s', '-', plain))
+
 def anchors(path):
     "What a link can name after `#` on a page: headings, as Quarto spells them, and own anchors"
     found = set()
     for text in (''.join(c['source']) for c in cells(path) if c['cell_type'] == 'markdown'):
         found |= {*re.findall(r'<a id="([^"]+)"', text), *re.findall(r'\{#([\w-]+)', text)}
         for h in re.findall(r'^#{1,6} +(.*?)[ #]*$', text, re.M):
-            slug = re.sub(r'[^\w\s.-]', '', h.lower()).strip()
-            found.add(re.sub(r'^[^a-z]+', '', re.sub(r'\s', '-', slug)))
+            found.add(slug(h))
     return found
 
 def link_errors():
@@ -86,21 +90,36 @@ def notebook_errors():
             if any(o['output_type'] == 'error' for o in c.get('outputs', [])):
                 yield f'{name}: cell {i} stores an error'
 
-def processing_errors():
-    "Run nbdev's own processing (it executes imports and exported cells) on every page"
-    from nbdev.processors import FilterDefaults
-    from nbdev.process import read_nb
-    for f in notebooks():
-        try: FilterDefaults()(read_nb(f))
-        except Exception as e: yield f'{f.relative_to(root)}: {type(e).__name__}: {e}'
+def colab(path):
+    "The two cells by which a page runs in Colab: a badge, and an installation where it is needed"
+    source, _ = addresses(settings()['repository'])
+    page, depth = path.relative_to(nbs), len(path.relative_to(nbs).parts) - 1
+    notebook = f'{source}/blob/{settings()["branch"]}/nbs/{page.as_posix()}'
+    notebook = notebook.replace('https://github.com', 'https://colab.research.google.com/github')
+    faq = 'faq.ipynb' if depth else 'tutorials/faq.ipynb'
+    badge = (f'[![Open in Colab]({"../" * depth}style/colab.svg)]({notebook}) '
+             f'([memory and minutes there]({faq}#on-colab))')
+    install = f'''#| hide
+# Where the package is missing, as on Colab; HAM_NB can name another source, such as a wheel.
+import importlib.util, os, subprocess, sys
+if importlib.util.find_spec('{settings()["lib_name"]}') is None:
+    source = os.environ.get('HAM_NB', 'git+{source}')
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', source], check=True)'''
+    return badge, install
+
+def colab_errors():
+    for f in (f for f in notebooks() if f.parent.name == 'tutorials' or f.stem == 'index'):
+        there = [''.join(c['source']) for c in cells(f)]
+        for kind, text in zip(('badge', 'installation'), colab(f)):
+            if text not in there: yield f'{f.relative_to(root)}: lacks the cell for Colab:\n{text}'
 
 def errors():
     "All that can be checked without executing a cell"
-    return [*sidebar_errors(), *link_errors(), *notebook_errors()]
+    return [*sidebar_errors(), *link_errors(), *notebook_errors(), *colab_errors()]
 
 def main():
-    found = errors() + list(processing_errors())
+    found = errors()
     if found: sys.exit('\n'.join(found))
-    print(f'{len(notebooks())} pages: sidebar, links, sizes, outputs and processing are right')
+    print(f'{len(notebooks())} pages: sidebar, links, sizes and outputs are right')
 
 if __name__ == '__main__': main()

@@ -16,8 +16,8 @@ How code is cut:
   syntax      a code cell parses, magics and shell lines aside
   module      at most 250 lines of code in the exported cells of a notebook
   cell        at most 25 lines of code in an exported cell, imports aside
-  line        at most 100 characters, in every code cell, tests, benchmarks and scripts; directives
-              aside, which nbdev and Quarto read from one line
+  line        at most 100 characters, in every code cell and fence, tests, benchmarks and scripts;
+              directives aside, which nbdev and Quarto read from one line
   import      no cell of a numbered notebook imports a module of a later one, or one of none
   star        no cell imports `*`, which hides from ruff a name whose cell lacks `#| export`
   parameter   each one of a public function and each field of a public dataclass has a comment on
@@ -232,7 +232,10 @@ def long_lines(text):
             yield k, f'{len(l)} characters (at most {LINE})'
 
 def line(nb, pkg):
-    for i, c in code(nb): yield from ((i, text) for _, text in long_lines(source(c)))
+    for i, c in enumerate(cells(nb)):
+        fences = re.findall(r'^```.*?^```', source(c), re.M | re.S)
+        text = source(c) if c['cell_type'] == 'code' else '\n'.join(fences)
+        yield from ((i, said) for _, said in long_lines(text))
 
 def upward(nb, pkg):
     own = number(nb)

@@ -25,8 +25,8 @@ from ham_nb.cli import report_command, train_command
 from ham_nb.ham import HAM
 from ham_nb.learn import begin
 from ham_nb.metrics import all_metrics
-from ham_nb.options import (OPTIONS, PRESETS, SETTINGS, parse, settings_of, train_options,
-                            train_parser)
+from ham_nb.options import (GROUPS, OPTIONS, PRESETS, SETTINGS, as_typed, option_table, parse,
+                            settings_of, train_options, train_parser)
 from ham_nb.run import Run, new_run
 from ham_nb.train import TrainConfig
 
@@ -108,6 +108,30 @@ def test_help_fits_a_page(capsys, monkeypatch):
     assert sorted(said) == sorted(['-h', '--help', *('--' + k.replace('_', '-') for k in OPTIONS)])
     last = one_line('\n'.join(lines)).split('--set takes: ')[1].split(', ')
     assert {*last} == {*SETTINGS} - {*OPTIONS}
+
+def test_every_setting_is_in_one_group():
+    assert sorted(k for names in GROUPS.values() for k in names) == sorted(SETTINGS)
+    shown = [g.title for g in train_parser()._action_groups if g._group_actions]
+    assert shown == [*GROUPS]
+
+def test_the_table_of_options_has_each_once():
+    typed = [row[0] for row in rows_of(option_table())]
+    for name in SETTINGS: assert typed.count(f'`{as_typed(name)}`') == 1, name
+    assert len(typed) == 2 + len(SETTINGS) + len(GROUPS)
+    assert ['`--set keep=X`', '1.0', SETTINGS['keep'].docment] in rows_of(option_table('method'))
+
+def recipes():
+    "Lines of the page on the commands, as a shell reads them"
+    page = Path(__file__).parents[1]/'nbs'/'50_cli.ipynb'
+    text = '\n'.join(''.join(c['source']) for c in json.loads(page.read_text('utf-8'))['cells'])
+    shown = ''.join(re.findall(r'```sh\n(.*?)```', text, re.S)).replace('\\\n', '')
+    return [line.split() for line in shown.splitlines()]
+
+def test_recipes_can_be_typed():
+    lines = recipes()
+    assert len(lines) >= 8 and {command for command, *_ in lines} == {'ham-train', 'ham-report'}
+    for command, *words in lines:
+        if command == 'ham-train': assert cli.combinations(parse(words)), words
 
 MADE = {  # by the command itself, of what it is told
     'train', 'callbacks'}
@@ -415,7 +439,7 @@ bad = { # name: (arguments, words of the message)
     'nothing visible': ('--set zoom=0,1', 'zoom', '0'),
     'one zoom': ('--set zoom=.9', 'zoom is read as tuple', '0.75,1.0', "'.9'"),
     'an unknown setting': ('--set kep=.5', "Unknown setting 'kep'", 'did you mean keep?'),
-    'a setting like no other': ('--set zzz=1', "'zzz'", 'known are keep, shared_start'),
+    'a setting like no other': ('--set zzz=1', "'zzz'", 'known are flip, natural_order'),
     'a setting with hyphens': ('--set drift-views=2', "'drift-views'", 'drift_views'),
     'a setting that has an option': ('--set epochs=2', "'epochs'", '--epochs'),
     'a setting without a value': ('--set keep', 'name=value', "'keep'"),

@@ -2,13 +2,17 @@
 import base64
 import io
 import json
+import os
+import re
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib import rc_params_from_file
+from matplotlib import get_data_path
 from matplotlib.colors import to_rgb
-from PIL import Image
+from PIL import Image, ImageFont
 
 import docs_check
 import shrink
@@ -137,3 +141,120 @@ def test_shrinking_keeps_the_picture_and_leaves_photographs_alone(tmp_path):
     page.write_text(json.dumps(notebook(base64.b64encode(png(drawn)).decode())))
     shrink.shrink(page)
     assert stored(json.loads(page.read_text())['cells'][0]['outputs'][0]).mode == 'P'
+
+# -- drawings: SVG without `transform` and `style`, so that a few lines can read what stands where
+
+PHONE = 358  # pixels that a page has on a phone
+SVG = '{http://www.w3.org/2000/svg}'
+INHERITED = 'fill', 'stroke', 'font-size', 'font-weight', 'font-family', 'text-anchor', 'marker-end'
+
+def drawn(e, outer=()):
+    "(tag, attributes, text) of all that is drawn, bottom first, with what is inherited"
+    own = {**{k: v for k, v in dict(outer).items() if k in INHERITED}, **e.attrib}
+    tag = e.tag.removeprefix(SVG)
+    if tag in ('rect', 'path', 'text'): yield tag, own, ''.join(e.itertext())
+    if tag in ('svg', 'g'):
+        for child in e: yield from drawn(child, own)
+
+def points(d): # of a path, up to its first relative command; curves by their controls
+    found, x, y = [], 0, 0
+    for command, numbers in re.findall('([A-Za-z])([^A-Za-z]*)', d):
+        if command not in 'MLHVQz': break
+        ns = [float(n) for n in re.findall(r'-?[\d.]+', numbers)]
+        pairs = (zip(ns, [y] * len(ns)) if command == 'H' else zip([x] * len(ns), ns)
+                 if command == 'V' else zip(ns[::2], ns[1::2]))
+        for x, y in pairs: found.append((x, y))
+    return found
+
+def box(tag, a): # left, top, right, bottom of what is filled; None for lines, letters, pictures
+    if tag == 'text' or a.get('fill', 'none') == 'none': return None
+    if tag == 'rect':
+        x, y, width, height = (float(a[k]) for k in ('x', 'y', 'width', 'height'))
+        return x, y, x + width, y + height
+    xs, ys = zip(*points(a['d']))
+    return (min(xs), min(ys), max(xs), max(ys)) if len(xs) > 2 else None
+
+def ground(x, y, below): # box and colour of the uppermost that lies there
+    for tag, a, _ in reversed(below):
+        if (b := box(tag, a)) and b[0] <= x <= b[2] and b[1] <= y <= b[3]: return b, a['fill']
+    return None, None
+
+DRAWINGS = sorted((root/'nbs/images').glob('*.svg'))
+drawings = pytest.mark.parametrize('path', DRAWINGS, ids=[p.stem for p in DRAWINGS])
+
+def test_there_are_drawings(): assert {'method', 'ham', 'run'} <= {p.stem for p in DRAWINGS}
+
+@drawings
+def test_a_drawing_says_what_it_is_and_asks_nobody(path):
+    svg = ElementTree.parse(path).getroot()
+    title, desc = (svg.find(SVG + t) for t in ('title', 'desc'))
+    assert title.text and desc.text and svg.get('role') == 'img'
+    assert svg.get('aria-labelledby') == f'{title.get("id")} {desc.get("id")}'
+    left, top, width, height = map(float, svg.get('viewBox').split())
+    assert (left, top) == (0, 0) and 320 <= width <= 480
+    assert float(svg.get('height')) * width == pytest.approx(float(svg.get('width')) * height)
+    for e in svg.iter():
+        assert e.tag.removeprefix(SVG) in ('svg', 'title', 'desc', 'defs', 'marker', 'g', 'path',
+                                           'rect', 'text'), e.tag  # no script, no style, no image
+        for key, value in e.attrib.items():
+            assert not key.startswith('on') and 'href' not in key and key != 'transform', key
+            assert ':' not in value or e is title or e is desc, value
+            assert all(u.startswith('#') for u in re.findall(r'url\((.*?)\)', value)), value
+
+@drawings
+def test_a_drawing_is_read_on_both_papers_and_on_a_phone(path):
+    svg = ElementTree.parse(path).getroot()
+    _, _, width, height = map(float, svg.get('viewBox').split())
+    marks = list(drawn(svg))
+    for i, (tag, a, text) in enumerate(marks):
+        if tag != 'text':
+            if a.get('fill', 'none') != 'none': # a line crosses grounds
+                b = box(tag, a)
+                middle = ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) if b else points(a['d'])[0]
+                colour = ground(*middle, marks[:i])[1]
+                papers = [colour] if colour else [WHITE, DARK]
+                assert all(contrast(a['fill'], c) >= 3 for c in papers), a
+            continue
+        x, y, size = float(a['x']), float(a['y']), float(a['font-size'])
+        assert size * PHONE / width >= 11 and 'system-ui' in a['font-family'], text
+        bold = '-Bold' if a.get('font-weight') == 'bold' else ''  # DejaVu's letters are wide
+        font = ImageFont.truetype(f'{get_data_path()}/fonts/ttf/DejaVuSans{bold}.ttf', 10 * size)
+        room = font.getlength(text) / 10
+        left = x - room / 2 if a.get('text-anchor') == 'middle' else x
+        (l, t, r, b), colour = ground(left + room / 2, y - size / 3, marks[:i])
+        assert contrast(a['fill'], colour) >= 4.5, text
+        assert l + 7 <= left <= r - 7 - room and t + 5 + .75 * size <= y <= b - 7, text
+        assert 0 <= l and 0 <= t and r <= width and b <= height
+
+@drawings
+def test_arrows_end_at_a_box(path):
+    svg = ElementTree.parse(path).getroot()
+    heads = {f'url(#{m.get("id")})': float(m.get('markerWidth')) for m in svg.iter(SVG + 'marker')}
+    marks = list(drawn(svg))
+    edges = [b for tag, a, _ in marks if (b := box(tag, a))]
+    arrows = [a for _, a, _ in marks if 'marker-end' in a]
+    assert arrows
+    for a in arrows:
+        (x0, y0), (x, y) = points(a['d'])[-2:]
+        long = heads[a['marker-end']]
+        x, y = x + long * np.sign(x - x0), y + long * np.sign(y - y0)
+        assert any(l < x < r and y == t or t < y < b and x == r for l, t, r, b in edges), a['d']
+
+# -- in Jupyter
+
+def test_a_kernel_shows_every_figure_whichever_comes_first():
+    "The first figure loads the kernel's backend; loaded within a style it was undone with it"
+    from nbclient import NotebookClient
+    from nbformat import v4
+    cells = ['from ham_nb.images import show_images, toy\nfrom ham_nb.plots import plot_similarity',
+             'show_images(toy(per_class=2)[0].x[:2])',
+             'plot_similarity([[1., 0.], [0., 1.]])',
+             'import matplotlib.pyplot as plt\nplt.plot([1, 2]);']
+    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'}  # which conftest.py sets
+    def shown(*sources):
+        nb = v4.new_notebook(cells=[v4.new_code_cell(s) for s in sources])
+        NotebookClient(nb, timeout=120, kernel_name='python3').execute(env=env)
+        return [any('image/png' in o.get('data', {}) for o in c.outputs) for c in nb.cells]
+    imports, images, matrix, plain = cells
+    assert shown(imports, images, matrix, plain) == [False, True, True, True]
+    assert shown(imports, matrix, plain) == [False, True, True]

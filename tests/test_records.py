@@ -28,7 +28,7 @@ RECORDS = sorted(study.RECORDS.glob('*.json'))
 each_record = pytest.mark.parametrize('path', RECORDS, ids=lambda p: p.stem)
 KEPT = 'final_accuracy', 'average_incremental_accuracy', 'forgetting'
 TABLES = [('tutorials/comparison', ''), ('tutorials/ablations', ''),
-          ('tutorials/speed', ''), ('index', 'study/')]
+          ('tutorials/speed', ''), ('index', 'study('), ('tutorials/quickstart', 'RECORD')]
 
 def as_json(o): return json.loads(json.dumps(o))
 

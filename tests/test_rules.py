@@ -48,6 +48,7 @@ cases = [
                [ex(lines(25) + '\n\n# c')] * 10 + [py(lines(9))]),
     ('cell', [ex(lines(26))], [ex(lines(25) + '\n# comment'), py(lines(26))]),
     ('cell', [py('#| exporti\nx = 1\n' + 'import os\n' * 25)], [ex('import os\n' * 26)]),
+    ('line', [md(f'```sh\n{"x" * 101}\n```')], [md(f'```sh\n{"x" * 100}\n```')]),
     ('line', [py('x' * 101)], [py('x' * 100), md('x' * 101), py(f'#| fig-alt: {words(40)}\nx')]),
     ('import', [py('import ham_nb.late')], [py('import ham_nb.early, ham_nb')]),
     ('import', [py('from ham_nb.late import f')], [py('from ham_nb.early import f')]),

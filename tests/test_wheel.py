@@ -107,3 +107,43 @@ def test_train_and_report_from_an_empty_folder(installed, tmp_path):
     told = isolated(command, str(installed), 'ham-report', 'runs/first', cwd=tmp_path)
     assert re.search(r'\| runs/first +\| ham +\|', told)
     assert {p.name for p in tmp_path.iterdir()} == {'runs'}
+
+# -- the pages, as Colab finds them: a notebook alone, and no package yet
+
+PAGES = [root/'nbs/index.ipynb', *sorted((root/'nbs/tutorials').glob('*.ipynb'))]
+
+@pytest.fixture(scope='module')
+def bare(tmp_path_factory):
+    "Python of an environment that sees all packages of this one but ours"
+    home = tmp_path_factory.mktemp('bare')/'env'
+    run('-m', 'venv', '--without-pip', str(home))
+    python = home/('Scripts' if os.name == 'nt' else 'bin')/'python'
+    def packages(python): return run_with(python, '-c', paths).strip()
+    paths = 'import sysconfig; print(sysconfig.get_path("purelib"))'
+    Path(packages(python), 'all.pth').write_text(packages(sys.executable))
+    return python
+
+def run_with(python, *args, **kwargs):
+    done = subprocess.run([python, *args], capture_output=True, text=True, **kwargs)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+execute = '''
+import sys
+from execnb.shell import CaptureShell
+from fastcore.nbio import read_nb
+shell = CaptureShell()
+shell.run_all(read_nb(sys.argv[1]), exc_stop=True)
+if shell.exc: raise shell.exc
+import ham_nb
+print(ham_nb.__file__)
+'''
+
+@pytest.mark.trial
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_a_page_runs_from_the_wheel_in_an_empty_folder(page, wheel, bare, tmp_path):
+    "All its cells, within three minutes: the first installs the wheel, which HAM_NB names"
+    env = {**os.environ, 'HAM_NB': str(wheel), 'PIP_DISABLE_PIP_VERSION_CHECK': '1'}
+    env.pop('PYTHONPATH', None)
+    told = run_with(bare, '-c', execute, str(page), cwd=tmp_path, env=env, timeout=180)
+    assert Path(told.split()[-1]).is_relative_to(bare.parents[1])
