@@ -10,7 +10,6 @@ cfg = settings()
 project, release, copyright = cfg['lib_name'], cfg['version'], cfg['copyright']
 repository, html_baseurl = addresses(cfg['repository'])
 extensions = ['myst_nb', 'sphinx_copybutton']
-suppress_warnings = ['mystnb.unknown_mime_type']
 
 nb_execution_mode = 'off'
 nb_render_markdown_format = 'myst'
