@@ -15,6 +15,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from fastcore.basics import patch
+from fastcore.imports import ipython_shell
 from torch import nn
 from tqdm.auto import tqdm
 from .device import any_process, autocast, is_first, world
@@ -23,7 +24,9 @@ from .train import Callback, Loop
 # %% ../nbs/23a_callbacks.ipynb #d0f44d53
 def show_progress() -> bool:
     "Is somebody watching: a terminal or a notebook? Of several processes, the first one shows"
-    return is_first() and (sys.stderr.isatty() or 'ipykernel' in sys.modules)
+    notebook = hasattr(ipython_shell(), 'kernel')
+    terminal = sys.stderr and not sys.stderr.closed and sys.stderr.isatty()  # daemons have none
+    return bool(is_first() and (notebook or terminal))
 
 # %% ../nbs/23a_callbacks.ipynb #99f7dd68
 class Bar(Callback):
