@@ -1,6 +1,9 @@
 "A run over a stream: the same every time, also after an interruption"
+import builtins
+import io
 import json
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,7 @@ from ham_nb import checkpoint, run as running
 from ham_nb.adapters import trainable
 from ham_nb.backbone import extract, load_backbone, nano_vit
 from ham_nb.baselines import FirstTask, Frozen, InfLoRA, MergedAfter, OLoRA, SDLoRA, Sequential
-from ham_nb.callbacks import Log, step_memory
+from ham_nb.callbacks import Log, show_progress, step_memory
 from ham_nb.card import Track, read_card, read_log
 from ham_nb.controls import (METHODS, Anchored, ByFeatures, FixedImportance, KMerge,
                              LayerImportance, RandomGroups, make_method)
@@ -447,3 +450,16 @@ def test_compiled_blocks_are_compiled_once():
         run.method.end_task(run.layers, task)
         graphs.append(counters['stats']['unique_graphs'])
     assert 0 < graphs[0] == graphs[-1] and not counters['graph_break']
+
+def test_progress_is_shown_where_somebody_watches(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ipykernel', object())  # imported, not running
+    closed, terminal = io.StringIO(), io.StringIO()
+    closed.close()
+    terminal.isatty = lambda: True
+    for stderr, shown in ((io.StringIO(), False), (None, False), (closed, False), (terminal, True)):
+        monkeypatch.setattr(sys, 'stderr', stderr)
+        assert show_progress() is shown
+    monkeypatch.setattr(sys, 'stderr', None)
+    for shell, shown in ((SimpleNamespace(), False), (SimpleNamespace(kernel=None), True)):
+        monkeypatch.setattr(builtins, 'get_ipython', lambda shell=shell: shell, raising=False)
+        assert show_progress() is shown
